@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fairway.base import units
 from fairway.base.errors import UserError
+from fairway.base.groups import groups, number_of, text_of
 from fairway.base.locks import limits
 
 # Python and PyTorch with their libraries map 0.93 GB before anything is computed.
@@ -53,42 +54,33 @@ def host_room() -> Room | None:
 
 
 def _of_machine(root: Path) -> Iterator[Room]:
-    for line in _text(root / "proc/meminfo").splitlines():
+    for line in text_of(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             yield Room(int(line.split()[1]) * 1024)
 
 
 def _of_groups(root: Path) -> Iterator[Room]:
     """Yield the rest of this process's control group and of its parents, in both versions."""
-    top, named = root / "sys/fs/cgroup", "left by the limit of this container or job (cgroup)"
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        kinds, _, place = rest.partition(":")
-        if number == "0" and not kinds:
-            base, most, used = top, "memory.max", "memory.current"
-        elif "memory" in kinds.split(","):
-            base, most, used = top / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        folder = base / place.strip("/")
-        # In a container the path may be a path of the host, where only the top is mounted.
-        for group in (folder, *(p for p in folder.parents if p.is_relative_to(base))):
-            limit = _number(group / most)
-            if limit is not None and limit < _UNBOUND:
-                taken = (_number(group / used) or 0) - _reclaimable(group)
-                yield Room(max(0, limit - taken), named)
+    named = "left by the limit of this container or job (cgroup)"
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+    for group, version in groups("memory", root):
+        most, used = names.get(version, ("memory.max", "memory.current"))
+        limit = number_of(group / most)
+        if limit is not None and limit < _UNBOUND:
+            taken = (number_of(group / used) or 0) - _reclaimable(group)
+            yield Room(max(0, limit - taken), named)
 
 
 def _reclaimable(group: Path) -> int:
     """Return the bytes of cached files that a group can release; they count as used."""
-    facts = dict(line.split()[:2] for line in _text(group / "memory.stat").splitlines() if line)
+    facts = dict(line.split()[:2] for line in text_of(group / "memory.stat").splitlines() if line)
     found = facts.get("total_inactive_file", facts.get("inactive_file", "0"))
     return int(found) if found.isdigit() else 0
 
 
 def _of_process(root: Path) -> Iterator[Room]:
     """Yield the rest of this process's limits."""
-    numbers, resource = _text(root / "proc/self/statm").split(), limits()
+    numbers, resource = text_of(root / "proc/self/statm").split(), limits()
     if len(numbers) < 6 or resource is None:
         return
     page = resource.getpagesize()
@@ -99,18 +91,6 @@ def _of_process(root: Path) -> Iterator[Room]:
         soft, _ = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY:
             yield Room(max(0, soft - taken * page), named, reserved)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, ValueError):
-        return ""
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if text.isdigit() else None
 
 
 # --------------------------------------------------------------------------------------------- Lack
