@@ -80,8 +80,8 @@ class FrozenPredictor:
         for row, ids in enumerate(rows):
             ids_BT[row, : len(ids)] = ids
         whole_BT = torch.from_numpy(ids_BT).to(self.device)
-        parts = [self._states(part_BT) for part_BT in torch.split(whole_BT, self.at_once())]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts = torch.split(whole_BT, self.at_once())
+        return torch.cat([self._states(part_BT) for part_BT in parts])
 
     def _states(self, ids_BT: Tensor) -> Tensor:
         if self._rope is None:

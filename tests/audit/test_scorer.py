@@ -15,7 +15,7 @@ from fairway.audit.scorers.bench import Bench, exercise
 from fairway.audit.scorers.predictors import LedgerScorer, scorer_of, small
 from fairway.audit.scorers.probes import audit_scorer
 from fairway.audit.scorers.scorer import FromCallable, RowScorer, open_program, scored
-from fairway.audit.scorers.verdicts import Probe, Verdict, joined, verdict_of
+from fairway.audit.scorers.verdicts import Probe, verdict_of
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError
 from fairway.config.settings import BOS_ID, ScoreConfig, TttConfig
@@ -311,31 +311,6 @@ def test_a_large_vocabulary_is_sampled_and_told_apart() -> None:
     assert 0 < probed(0.0).samples < 12 * size
     assert probed(0.001).verdict == "invalid"
     assert probed(0.2).verdict == "invalid"
-
-
-def test_the_worst_verdict_counts() -> None:
-    assert joined(["valid", "not decidable", "invalid"]) == "invalid"
-    assert joined(["valid", "not decidable"]) == "not decidable"
-    assert joined([]) == "valid"
-
-
-@pytest.mark.parametrize(
-    ("flip", "samples", "whole"),
-    [
-        ("invalid", 9, "invalid"),
-        ("not decidable", 9, "not decidable"),
-        ("not decidable", 0, "valid"),
-    ],
-)
-def test_a_valid_sum_stands_in_for_a_probe_that_saw_no_distribution_alone(
-    flip: Verdict, samples: int, whole: Verdict
-) -> None:
-    valid: tuple[Verdict, Verdict] = ("valid", flip)
-    sums, flips = (
-        Probe(name, ("C2",), "", samples, None, None, verdict, "")
-        for name, verdict in zip(("P1 substitution", "P3 current flip"), valid, strict=True)
-    )
-    assert verdict_of([sums, flips]) == whole
 
 
 # ---------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from fairway.config.settings import ScoreConfig
 from fairway.data.tokens import ByteTable
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
+from fairway.model.need import passing_bytes, way_of
 from fairway.score import sliding
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, LedgerError, Text, Witness
@@ -323,3 +324,22 @@ def test_text_of_counts_every_targets_bytes() -> None:
     assert source.target_bytes.tolist() == [3, 3, 1, 0, 2]
     assert source.vocab_size == 4
     Ledger(source, 5)
+
+
+def test_as_many_windows_run_together_as_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the states are those of all windows at once."""
+    model = alive()
+    asked: list[tuple[float, int]] = []
+
+    def together(each_bytes: float, free_bytes: int) -> int:
+        asked.append((each_bytes, free_bytes))
+        return 2
+
+    each_bytes = T * passing_bytes(model.config, way_of(model), model.looping, T)
+    rows = [text().ids[first : first + T].astype(np.int64) for first in range(5)]
+    whole = FrozenPredictor(model, T).hidden(rows)
+    monkeypatch.setattr(sliding, "together", together)
+    monkeypatch.setattr(sliding, "free_bytes", lambda device: 77)
+    parts = FrozenPredictor(model, T).hidden(rows)
+    assert asked == [(each_bytes, 77)]
+    torch.testing.assert_close(parts, whole)

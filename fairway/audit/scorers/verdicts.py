@@ -43,5 +43,5 @@ def verdict_of(probes: Sequence[Probe]) -> Verdict:
 def joined(verdicts: Iterable[Verdict]) -> Verdict:
     """Return the worst of the given verdicts."""
     found = set(verdicts)
-    order: tuple[Verdict, ...] = ("invalid", "not decidable", "valid")
+    order: tuple[Verdict, ...] = ("invalid", "not decidable")
     return next((verdict for verdict in order if verdict in found), "valid")
