@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from fairway.base.errors import UserError
-from fairway.quantise.fill import MAX_PACKS, SLACK, finest_fitting
+from fairway.quantise.fill import FIRST_SLACK, MAX_PACKS, SLACK, finest_fitting
 
 LEVELS = (1e-7, 1e-2)
 
@@ -35,6 +35,17 @@ def test_few_packs_fill_the_budget(limit_bytes: int) -> None:
     level, tried = search(wavy, limit_bytes)
     assert level in tried and len(tried) <= MAX_PACKS
     assert limit_bytes * (1 - SLACK) <= round(wavy(level)) <= limit_bytes
+
+
+@pytest.mark.parametrize(
+    ("factor", "packs"), [(1.0, 1), (1.0006, 1), (1.0012, 1), (1.002, 2), (0.995, 2)]
+)
+def test_a_first_size_near_the_limit_is_kept(factor: float, packs: int) -> None:
+    limit_bytes = 12_000_000
+    level, tried = search(lambda level: factor * bytes_at(level), limit_bytes)
+    slack = FIRST_SLACK if packs == 1 else SLACK
+    assert len(tried) == packs
+    assert limit_bytes * (1 - slack) <= round(factor * bytes_at(level)) <= limit_bytes
 
 
 def test_a_wrong_estimate_never_breaks_the_limit() -> None:
