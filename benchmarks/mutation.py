@@ -46,7 +46,12 @@ EQUIVALENTS = Path(__file__).with_name("mutation_equivalents.toml")
 
 # The tests that mirror a module, and others that state its promises.
 TESTS = {
-    "score.ledger": ["score/test_ledger.py", "score/test_spread.py", "audit/test_ledger.py"],
+    "score.ledger": [
+        "score/test_ledger.py",
+        "score/test_ledger_documents.py",
+        "score/test_spread.py",
+        "audit/test_ledger.py",
+    ],
     "score.windows": ["score/test_windows.py", "score/test_ledger.py"],
     "score.trail": ["audit/test_ledger.py"],
     "score.sliding": ["score/test_sliding.py", "score/test_unlearned.py"],
@@ -59,7 +64,7 @@ TESTS = {
     "data.pieces": ["data/test_pieces.py"],
     "data.shingles": ["data/test_shingles.py", "data/test_guard.py"],
     "quantise.grid": ["quantise/test_grid.py"],
-    "quantise.gptq": ["quantise/test_gptq.py"],
+    "quantise.gptq": ["quantise/test_gptq.py", "quantise/test_gptq_model.py"],
     "quantise.trellis": ["quantise/test_trellis.py"],
     "pack.artifact": [
         "pack/test_artifact.py",

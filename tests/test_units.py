@@ -25,6 +25,20 @@ def test_megabytes_are_decimal() -> None:
     assert units.megabytes(16_000_000) == "16.00 MB"
     assert units.megabytes(16 << 20) == "16.78 MB"
     assert units.megabytes(-1_234_567_890) == "-1234.57 MB"
+    assert units.megabytes(9_999_990_000) == "9999.99 MB"
+    assert units.megabytes(10**10) == "10.0 GB"
+
+
+def test_small_numbers_of_gigabytes_have_three_places() -> None:
+    assert units.gigabytes(19_840_000_000) == "19.8 GB"
+    assert units.gigabytes(50_000_000) == "0.1 GB"
+    assert units.gigabytes(49_900_000) == "0.050 GB"
+    assert units.gigabytes(1_000_000) == "0.001 GB"
+
+
+def test_things_are_counted_in_words() -> None:
+    assert units.counted(1, "document") == "1 document"
+    assert [units.counted(n, "run") for n in (0, 2, 1200)] == ["0 runs", "2 runs", "1,200 runs"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from accounts import BYTES, IDS, TEXT, Counter, V, all_events, fixed, ledger, uniform
 
 from fairway.base.arrays import FloatArray, IntArray
-from fairway.score.ledger import Ledger, LedgerError, Part, Span, Text, score_events
+from fairway.score.ledger import Ledger, LedgerError, Part, Span, Text, Witness, score_events
 from fairway.score.windows import Event, Window
 
 
@@ -383,3 +383,15 @@ def test_events_and_costs_are_refused_by_their_place() -> None:
         ledger().commit(event, fixed(log_prob=lambda n: np.array([-1, -1, -1, np.nan])))
     free = ledger(check_positions=0).commit(event, fixed(log_prob=np.zeros))
     assert free.nats.tolist() == [0.0] * 4, "what is certain costs nothing"
+
+
+def test_a_witness_gets_the_text_of_the_account() -> None:
+    class Opened(Witness):
+        text: Text | None = None
+
+        def opened(self, text: Text) -> None:
+            self.text = text
+
+    witness = Opened()
+    Ledger(TEXT, len(IDS) - 1, witness=witness)
+    assert witness.text is TEXT
