@@ -44,6 +44,7 @@ from mutation_operators import Mutant, mutants
 ROOT = Path(__file__).resolve().parent.parent
 EQUIVALENTS = Path(__file__).with_name("mutation_equivalents.toml")
 
+_OF_ARTIFACTS = [f"pack/test_{name}.py" for name in ("artifact", "damage", "fields", "values")]
 # The tests that mirror a module, and others that state its promises.
 TESTS = {
     "score.ledger": [
@@ -66,18 +67,8 @@ TESTS = {
     "quantise.grid": ["quantise/test_grid.py"],
     "quantise.gptq": ["quantise/test_gptq.py", "quantise/test_gptq_model.py"],
     "quantise.trellis": ["quantise/test_trellis.py"],
-    "pack.artifact": [
-        "pack/test_artifact.py",
-        "pack/test_damage.py",
-        "pack/test_fields.py",
-        "pack/test_values.py",
-    ],
-    "pack.layout": [
-        "pack/test_artifact.py",
-        "pack/test_damage.py",
-        "pack/test_fields.py",
-        "pack/test_values.py",
-    ],
+    "pack.artifact": _OF_ARTIFACTS,
+    "pack.layout": _OF_ARTIFACTS,
     "pack.arithmetic": ["pack/test_arithmetic.py"],
     "prove.coder": ["prove/test_coder.py"],
     "prove.shares": ["prove/test_shares.py"],

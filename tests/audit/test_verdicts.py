@@ -3,11 +3,16 @@
 from collections.abc import Iterator
 from typing import Any, cast
 
+import numpy as np
 import pytest
+import torch
 
 from fairway.audit.scorers.bench import Bench
+from fairway.audit.scorers.flips import CurrentFlip
+from fairway.audit.scorers.scorer import MOST_ROUNDED_NATS, FromProgram, RowScorer, unlike
 from fairway.audit.scorers.trial import Trial
 from fairway.audit.scorers.verdicts import Probe, Verdict, joined, verdict_of
+from fairway.score.sliding import ROW_TOLERANCE_NATS
 
 
 def test_the_worst_verdict_counts() -> None:
@@ -89,3 +94,32 @@ def test_a_fault_counts_before_a_doubt(
         setattr(trial, name, value)
     probe = trial.probe()
     assert (probe.verdict, probe.why, probe.power) == (verdict, why, power)
+
+
+class Rows:
+    """A scorer whose rows are rounded."""
+
+    vocab_size, row_tolerance_nats, rounds = 7, 0.25, True
+
+
+@pytest.mark.parametrize(
+    ("offs", "verdict"),
+    [([], "not decidable"), ([0.1, -0.1] * 3, "not decidable"), ([0.1, -0.1] * 4, "valid")],
+)
+def test_stated_rounding_needs_some_differences(offs: list[float], verdict: Verdict) -> None:
+    """Also if the budget ends before the probe begins."""
+    bench = type("B", (), {"seed": 0, "rows": Rows(), "tolerance_nats": 0.0, "grain_nats": 0.0})()
+    bench.text = np.zeros(9, np.int64)
+    trial = CurrentFlip(cast(Bench, bench))
+    trial.shaved = offs
+    probe = trial.probe()
+    assert probe.verdict == verdict
+    assert ("within the 0.25 nats that it states" in probe.why) == (verdict == "valid")
+
+
+def test_a_small_difference_gets_advice_if_a_program_can_follow_it() -> None:
+    program = FromProgram.__new__(FromProgram)
+    advice = 'it can state a "row_tolerance"'
+    assert advice in unlike("x", 0.2, cast(RowScorer, program))
+    assert unlike("x", 0.3, cast(RowScorer, program)) == "x" == unlike("x", 0.2, Rows())  # type: ignore[arg-type]
+    assert ROW_TOLERANCE_NATS[torch.bfloat16] == MOST_ROUNDED_NATS

@@ -149,6 +149,19 @@ def test_grids_are_those_of_the_settings() -> None:
         assert grid_of(name, weight, config) == grid
 
 
+@pytest.mark.parametrize("mlp_sigmas", [None, 12.0])
+def test_matrices_of_mlps_may_have_sigmas_of_their_own(mlp_sigmas: float | None) -> None:
+    config = QuantConfig(matrix_sigmas=13.0, mlp_sigmas=mlp_sigmas, min_numel=0)
+    weight = torch.zeros(2, 3)
+    for name, sigmas in (
+        ("blocks.0.mlp.fc.weight", mlp_sigmas or 13.0),
+        ("blocks.0.mlp.proj.weight", mlp_sigmas or 13.0),
+        ("blocks.0.attn.c_q.weight", 13.0),
+        ("blocks.0.attn.proj.weight", 13.0),
+    ):
+        assert grid_of(name, weight, config) == Grid(config.matrix_bits, sigmas)
+
+
 def test_progress_counts_the_matrices_that_feedback_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[object] = []
 

@@ -36,7 +36,7 @@ def test_a_server_that_ends_says_so(
 def test_a_stream_that_the_server_ends_says_so(
     client: TestClient, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text ends after some tokens, and so does no one take it for the whole."""
+    """The last event says that the text is not whole."""
     steps = completions._steps
 
     async def ending(*given: Any) -> AsyncIterator[None]:

@@ -6,14 +6,14 @@ from itertools import islice
 import numpy as np
 
 from fairway.audit.scorers import power, texts
-from fairway.audit.scorers.bench import mean_error, moved_by
+from fairway.audit.scorers.bench import Bench, mean_error, moved_by
 from fairway.audit.scorers.places import cuts, in_turn, places
-from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored, unlike
+from fairway.audit.scorers.scorer import ROUNDED_NATS, Costs, RowScorer, Scorer, scored, unlike
 from fairway.audit.scorers.trial import Trial
 from fairway.audit.scorers.verdicts import Probe
 from fairway.base.arrays import FloatArray, IntArray
 
-# The number of differences that show whether they have one sign, if their size is stated.
+# The number of differences that show whether they have one sign, if much rounding is allowed.
 _FEWEST = 8
 # The mean cost may be this far below the cost by the shown distributions.
 SHAVED_NATS = 1e-3
@@ -193,15 +193,22 @@ class CurrentFlip(Trial):
     share, least, usual = 0.15, 3, 12
     looked = 0
     judged_at = 12
+    # Whether the scorer itself states by how much its rows are rounded.
+    rounds = False
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench)
+        self.shaved: list[float] = []
+        self.row_noise = 0.0
+        if bench.rows is not None:
+            self.rounds = getattr(bench.rows, "rounds", False)
+            wide = bench.rows.row_tolerance_nats > ROUNDED_NATS
+            self.judged_at = _FEWEST if wide else self.judged_at
 
     def steps(self) -> Iterator[None]:
         """Visit places of the text, then places of another natural text."""
         bench = self.bench
         rows = bench.rows
-        self.shaved: list[float] = []
-        self.row_noise = 0.0
-        self.rounds = getattr(rows, "rounds", False)
-        self.judged_at = _FEWEST if self.rounds else self.judged_at
         if rows is None:
             self.doubt = "the scorer shows no distributions; P1 stands in for this probe"
             return
@@ -260,7 +267,7 @@ class CurrentFlip(Trial):
         if not abs(self.shaved[-1]) <= rows.row_tolerance_nats + self._allowed():
             self.worst, self.position = abs(self.shaved[-1]), index
             what = "the cost charged is not that of the distribution shown"
-            self.convict(unlike(what, self.worst))
+            self.convict(unlike(what, self.worst, rows))
 
     def _mean(self) -> None:
         """Convict if small differences all have the same sign."""

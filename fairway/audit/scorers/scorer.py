@@ -212,11 +212,12 @@ def _row_tolerance_nats(pipe: Pipe, hello: dict[str, Any]) -> float:
     return max(ROUNDED_NATS, float(stated))
 
 
-def unlike(what: str, off_nats: float) -> str:
-    """Return the sentence for a cost that is not the one shown; a small difference gets advice."""
-    if not off_nats <= MOST_ROUNDED_NATS:
+def unlike(what: str, off_nats: float, rows: RowScorer) -> str:
+    """Return the sentence for a cost that is not the one shown; a program that is off by little
+    gets advice."""
+    if not isinstance(rows, FromProgram) or not off_nats <= MOST_ROUNDED_NATS:
         return what
-    return f'{what}; if this is rounding, as in bfloat16, the scorer must state "row_tolerance"'
+    return f'{what}; if it only rounds, as bfloat16 does, it can state a "row_tolerance"'
 
 
 def _is_number(value: Any) -> bool:

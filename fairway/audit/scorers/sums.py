@@ -97,7 +97,7 @@ class Place:
             off = abs(self.cost_of(token) + float(row[token]))
             if not off <= allowed and not (np.isnan(off) and row[token] == -np.inf):
                 wrong = "a candidate put at the place is not charged as the distribution shows"
-                return Sum(self.index, asked, off, unlike(wrong, off))
+                return Sum(self.index, asked, off, unlike(wrong, off, rows))
         return Sum(self.index, asked, excess)
 
     def full_sum(self) -> Sum:
