@@ -5,7 +5,7 @@
 FOLDER holds sp8192.model, val.jsonl.zst and the trained seed weights (`seed_model`). Each line is a
 way to begin the windows of 2,048 tokens: anywhere (a sliding window of stride 512), at the
 document, or with some tokens before it: of the text, or of another document. Bits per byte on the
-same documents. Ten minutes on two cores.
+same documents. Half an hour on two cores.
 """
 
 import argparse
