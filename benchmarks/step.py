@@ -1,15 +1,17 @@
 """A training step of the seed system on one GPU: floor, forward and backward, the whole step.
 
-    python benchmarks/step.py [--compiled] [--profile] [--attention NAME] [--rows 48]
+    python benchmarks/step.py [--recipe NAME] [--compiled] [--profile] [--attention NAME]
     torchrun --standalone --nproc-per-node=2 benchmarks/step.py     # whole steps alone
 
 Prints the measured floor, then milliseconds per micro-step of `rows` x 2,048 tokens without and
-with depth recurrence, and whole training steps as `fairway train` makes them (loader, clip,
-optimisers, weight average). `--compiled` also times the plain path through torch.compile, which
-takes a minute; `--profile` adds up the GPU's time by kind of kernel. Under torchrun each GPU has
-`rows` rows of a batch that grows with their number; `--whole` times the same on one. Everything is
-timed back to back, as in training, since a GPU that is never idle runs slower: medians over
-repeats.
+with depth recurrence if the recipe has it, and whole training steps as `fairway train` makes them
+(loader, clip, optimisers, weight average). The floor is what matrix products and attention take
+alone: each kind for itself, in milliseconds of work, and all of a pass in their order for ten
+seconds, because a card lowers its clock when it reaches its power limit. `--compiled` also times
+the plain path through torch.compile, which takes a minute; `--profile` adds up the GPU's time by
+kind of kernel. Under torchrun each GPU has `rows` rows of a batch that grows with their number;
+`--whole` times the same on one. Everything is timed back to back, as in training, since a GPU that
+is never idle runs slower: medians over repeats.
 """
 
 import argparse
@@ -57,8 +59,19 @@ def random(*shape: int) -> Tensor:
     return torch.randn(*shape, device="cuda").bfloat16()
 
 
+def orders(config: Config) -> list[bool]:
+    """Return the values of `looping` that a recipe uses: off, and on if it has recurrence."""
+    return [False, True] if config.model.loop_extra else [False]
+
+
+def listed(figures_ms: list[float]) -> str:
+    """Return milliseconds without recurrence, and with it if there are two."""
+    words = [f"{ms:.2f} ms {how}" for ms, how in zip(figures_ms, ("without", "with"), strict=False)]
+    return ", ".join(words) + " recurrence"
+
+
 def floor(config: Config, backend: str, rows: int) -> list[float]:
-    """Print what matrix products and attention alone take; return it for both orders of visits."""
+    """Print what matrix products and attention alone take; return it for each order of visits."""
     model, N = config.model, rows * T
     kv_dim = model.dim * model.num_kv_heads // model.num_heads
     shapes = {
@@ -69,9 +82,13 @@ def floor(config: Config, backend: str, rows: int) -> list[float]:
         "head": (model.dim, model.vocab_size),
     }
     layer_ms, head_ms = 0.0, 0.0
+    layer: list[Callable[[], object]] = []
+    head: list[Callable[[], object]] = []
     for name, (inputs, outputs) in shapes.items():
         x, w, g = random(N, inputs), random(outputs, inputs), random(N, outputs)
-        taken_ms = [ms_of(f, 10) for f in products(x, w, g)]
+        work = products(x, w, g)
+        (head if name == "head" else layer).extend(work)
+        taken_ms = [ms_of(f, 10) for f in work]
         rates = [2 * N * inputs * outputs / ms / 1e9 for ms in taken_ms]
         print(f"  {name:14} {inputs:5} -> {outputs:5}: forward {rates[0]:4.0f}, "
               f"input gradient {rates[1]:4.0f}, weight gradient {rates[2]:4.0f} TFLOP/s, "
@@ -80,11 +97,24 @@ def floor(config: Config, backend: str, rows: int) -> list[float]:
             head_ms = sum(taken_ms)
         else:
             layer_ms += sum(taken_ms)
-    attention_ms = ms_of(attention_work(config, backend, rows), 10)
+    layer.append(attention_work(config, backend, rows))
+    attention_ms = ms_of(layer[-1], 10)
     print(f"  {backend} attention, forward and backward: {attention_ms:.3f} ms")
     per_visit_ms = layer_ms + attention_ms
-    counts = [sum(map(len, visits(model, looping))) for looping in (False, True)]
-    return [count * per_visit_ms + head_ms for count in counts]
+    counts = [sum(map(len, visits(model, looping))) for looping in orders(config)]
+    least_ms = [count * per_visit_ms + head_ms for count in counts]
+    print(f"  in all: {listed(least_ms)}")
+    lasting_ms = [sustained([*layer * count, *head]) for count in counts]
+    print(f"  in all, for ten seconds: {listed(lasting_ms)}")
+    return lasting_ms
+
+
+def sustained(works: list[Callable[[], object]], seconds: float = 10.0) -> float:
+    """Return the median milliseconds of a list of works in the second half of so many seconds."""
+    start_s, taken_ms = time.perf_counter(), []
+    while time.perf_counter() - start_s < seconds:
+        taken_ms.append(ms_of(lambda: [work() for work in works], 10))
+    return statistics.median(taken_ms[len(taken_ms) // 2 :])
 
 
 def products(x: Tensor, w: Tensor, g: Tensor) -> list[Callable[[], Tensor]]:
@@ -116,7 +146,7 @@ def new_model(config: Config, plan: Plan) -> GPT:
 
 
 def passes(name: str, config: Config, plan: Plan, rows: int, compiled: bool = False) -> list[float]:
-    """Print and return forward and backward, in milliseconds, without and with recurrence."""
+    """Print and return the milliseconds of forward and backward, for each order of visits."""
     model = new_model(config, plan)
     run: Any = model
     if compiled:
@@ -141,7 +171,7 @@ def passes(name: str, config: Config, plan: Plan, rows: int, compiled: bool = Fa
         run(ids, targets).backward()
 
     found = []
-    for looping in (False, True):
+    for looping in orders(config):
         model.set_looping(looping)
         start_s = time.perf_counter()
         work()
@@ -171,9 +201,9 @@ KINDS = {
 
 
 def profile(config: Config, plan: Plan, rows: int) -> None:
-    """Print what a forward and backward pass spends on every kind of kernel, recurrence on."""
+    """Print what a pass spends on every kind of kernel, with recurrence if there is one."""
     model = new_model(config, plan)
-    model.set_looping(True)
+    model.set_looping(orders(config)[-1])
     ids, targets = (
         torch.randint(0, config.model.vocab_size, (rows, T), device="cuda") for _ in range(2)
     )
@@ -199,7 +229,7 @@ def profile(config: Config, plan: Plan, rows: int) -> None:
         found[kind] += ms
         if kind == "other":
             other[event.key] = ms
-    print("where a pass with recurrence spends the GPU's time")
+    print("where a pass spends the GPU's time")
     for kind, ms in sorted(found.items(), key=lambda item: -item[1]):
         print(f"  {kind:30} {ms:7.2f} ms")
     for name, ms in sorted(other.items(), key=lambda item: -item[1])[:6]:
@@ -207,7 +237,7 @@ def profile(config: Config, plan: Plan, rows: int) -> None:
 
 
 def whole_steps(config: Config, plan: Plan, ranks: Ranks, rows: int, steps: int) -> list[float]:
-    """Return the median milliseconds of whole training steps without and with recurrence."""
+    """Return the median milliseconds of whole training steps, for each order of visits."""
     tokens = rows * T
     config = dataclasses.replace(
         config,
@@ -233,12 +263,17 @@ def whole_steps(config: Config, plan: Plan, ranks: Ranks, rows: int, steps: int)
         statistics.median(
             1e3 * (b["seconds"] - a["seconds"]) for a, b in inner if b["looping"] == looping
         )
-        for looping in (False, True)
+        for looping in orders(config)
     ]
+
+
+def ratios(above_ms: list[float], below_ms: list[float]) -> str:
+    return ", ".join(f"{a / b:.2f}" for a, b in zip(above_ms, below_ms, strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="pr1858_proxy")
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--attention", default="auto")
@@ -246,7 +281,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--profile", action="store_true")
     chosen = parser.parse_args()
-    config = recipe("pr1858_proxy")
+    config = recipe(chosen.recipe)
     ranks = join_ranks()
     plan = make_plan(RuntimeConfig(attention=chosen.attention))
     plan.apply()
@@ -254,13 +289,11 @@ def main() -> None:
         step = whole_steps(config, plan, ranks, chosen.rows, chosen.steps)
         if ranks.first:
             print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {plan.describe()}")
-            print(f"{ranks.world} ranks, whole step: {step[0]:.2f} ms without recurrence, "
-                  f"{step[1]:.2f} with")  # fmt: skip
+            print(f"{ranks.world} ranks, whole step: {listed(step)}")
         return
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {plan.describe()}")
     print("floor: matrix products and attention alone")
     least_ms = floor(config, plan.attention, chosen.rows)
-    print(f"  in all: {least_ms[0]:.1f} ms without recurrence, {least_ms[1]:.1f} with")
     if chosen.profile:
         profile(config, plan, chosen.rows)
     print("forward and backward")
@@ -268,10 +301,10 @@ def main() -> None:
     if chosen.compiled:
         plain = dataclasses.replace(plan, kernels="plain")
         theirs = passes("plain, compiled", config, plain, chosen.rows, compiled=True)
-        print(f"  compiled / fused: {theirs[0] / ours[0]:.2f}, {theirs[1] / ours[1]:.2f}")
-    print(f"  fused / floor: {ours[0] / least_ms[0]:.2f}, {ours[1] / least_ms[1]:.2f}")
+        print(f"  compiled / fused: {ratios(theirs, ours)}")
+    print(f"  fused / floor of ten seconds: {ratios(ours, least_ms)}")
     step = whole_steps(config, plan, ranks, chosen.rows, chosen.steps)
-    print(f"whole step: {step[0]:.2f} ms without recurrence, {step[1]:.2f} with")
+    print(f"whole step: {listed(step)}")
 
 
 if __name__ == "__main__":

@@ -129,16 +129,16 @@ def test_gradients_are_those_at_the_weights_with_errors(errors: str, kernels: st
     whole = model(ids[:, :-1], ids[:, 1:]).item()
     named = dict(model.named_parameters())
     with made.errors(0.0, 7):
-        leaves = {n: w.detach().double().requires_grad_() for n, w in named.items()}
+        leaves = {n: w.detach().double().cpu().requires_grad_() for n, w in named.items()}
         loss = model(ids[:, :-1], ids[:, 1:])
         loss.backward()
-    wanted = plain.loss(leaves, model.config, ids[:, :-1], ids[:, 1:], True)
+    wanted = plain.loss(leaves, model.config, ids[:, :-1].cpu(), ids[:, 1:].cpu(), True)
     wanted.backward()
     assert loss.item() == pytest.approx(wanted.item(), abs=1e-5) and abs(loss.item() - whole) > 1e-3
     for name, weight in named.items():
         right = leaves[name].grad
         assert right is not None and weight.grad is not None
-        assert (weight.grad - right).norm() <= 1e-4 * right.norm(), name
+        assert (weight.grad.cpu() - right).norm() <= 1e-4 * right.norm(), name
     # Working copies of weights know that these are back.
     assert model(ids[:, :-1], ids[:, 1:]).item() == whole
 
