@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audit.honest import Adaptive, Plain, V, text
+from audit.honest import Adaptive, Plain, V, documents, frozen, nats, text
 from audit.planted import NAMES, bench_of, planted, valid_bench
 from audit.valid import KINDS, OPEN
 
@@ -158,6 +158,24 @@ def test_known_beginnings_are_bounded_apart() -> None:
     why = found["known beginnings"].why
     assert "reaches the order of scoring" in why and "is worth at most" in why
     assert "do not reach" in by_name(Plain(), 0.0)["known beginnings"].why
+
+
+class BeginningsShortestFirst(Plain):
+    """Learns short documents first, and where documents begin: the order tells it that they become
+    rarer."""
+
+    def score(self, ids: Any) -> Any:
+        model = frozen()
+        for document in sorted(documents(ids), key=len):
+            for t in document:
+                yield t, nats(model.row(ids[t - 1])[ids[t]])
+                model.learn(ids[t - 1], ids[t])
+
+
+def test_lengths_that_only_the_order_tells_are_not_free() -> None:
+    found = audit_scorer(valid_bench(BeginningsShortestFirst, 3, 4.0))
+    assert [p.name for p in found if p.verdict == "invalid"] == ["known beginnings"]
+    assert "not paid for" in next(p.why for p in found if p.verdict == "invalid")
 
 
 def test_fresh_text_gives_an_interval() -> None:

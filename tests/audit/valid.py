@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from audit.honest import (
+    BOS,
     VALID,
     Adaptive,
     Charges,
@@ -230,14 +231,15 @@ class SideBySide(Plain):
 
 
 class ShortestFirst(Plain):
-    """Scores and learns short documents first."""
+    """Scores short documents first and learns their words, but not where documents begin."""
 
     def score(self, ids: Ids) -> Charges:
         model = frozen()
         for document in sorted(documents(ids), key=len):
             for t in document:
                 yield t, nats(model.row(ids[t - 1])[ids[t]])
-                model.learn(ids[t - 1], ids[t])
+                if ids[t] != BOS:
+                    model.learn(ids[t - 1], ids[t])
 
 
 class ShortPlain(Plain):
