@@ -155,8 +155,9 @@ class Encoder:
         At most SPARE_BYTES zeros at the end are left out, beside those of the last 64 bits.
         """
         end = self._low + self._range
-        for bits in range(_STATE_BITS, -1, -8):
-            # The first multiple of 2^bits within the interval, if there is one.
+        for bits in (_STATE_BITS, _STATE_BITS - 8):
+            # The first multiple of 2^bits within the interval, if there is one. The interval is at
+            # least 2^56 long, so it has a multiple of that.
             multiple = (self._low + (1 << bits) - 1) >> bits << bits
             if multiple < end:
                 self._low = multiple
@@ -279,7 +280,8 @@ def _decode_rows(
     size = starts_SV.shape[1]
     for row in rows_A:
         unit = width >> _HALF
-        target = min(offset // unit, _TOTAL - _ONE)
+        # Only damaged data have a target of 2^32 or more, which is beyond every start.
+        target = offset // unit
         # The last share that begins at or before the target, while the next share begins after it.
         # So the share is not empty, even if the table is not sorted.
         symbol, after = 0, size

@@ -75,16 +75,15 @@ def test_rates_by_hand() -> None:
 def test_steps_are_of_so_many_sequences_and_leave_out_what_fills_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sgd, "_SEQUENCES", 3)
     learner = Sgd(alive(), CONFIG, T)
     steps: list[tuple[range, float]] = []
     rate = learner.optimiser.param_groups[0]
     monkeypatch.setattr(learner, "_step", lambda _, found: steps.append((found, rate["lr"])))
-    learner.learn(lesson(7 * T + T - 1), 0.25, 2)
-    assert steps == [(range(0, 3), 0.25), (range(3, 6), 0.25), (range(6, 7), 0.25)] * 2
+    learner.learn(lesson(70 * T + T - 1), 0.25, 2)
+    assert steps == [(range(0, 32), 0.25), (range(32, 64), 0.25), (range(64, 70), 0.25)] * 2
     steps.clear()
-    learner.learn(lesson(6 * T), 0.5, 1)
-    assert steps == [(range(0, 3), 0.5), (range(3, 6), 0.5)]
+    learner.learn(lesson(64 * T), 0.5, 1)
+    assert steps == [(range(0, 32), 0.5), (range(32, 64), 0.5)]
     steps.clear()
     learner.learn(lesson(T - 1), 0.5, 1)
     assert steps == []
@@ -111,6 +110,18 @@ def test_gradients_are_those_of_the_mean_loss(
         learner.gradients(learned, sequences)
         for grad, expected in zip(gradients(model), wanted, strict=True):
             assert_near(grad, expected)
+
+
+@pytest.mark.parametrize(("fixed", "passes"), [(False, [1] * 18), (True, [16, 2])])
+def test_free_memory_decides_only_where_nobody_must_repeat_the_sums(
+    fixed: bool, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, found = Sgd(alive(), CONFIG, T, fixed=fixed), list[int]()
+    mean_loss = learner._mean_loss
+    monkeypatch.setattr(sgd, "free_bytes", lambda _: 1)
+    monkeypatch.setattr(learner, "_mean_loss", lambda *a: found.append(len(a[1])) or mean_loss(*a))
+    learner.gradients(lesson(18 * T), range(18))
+    assert found == passes
 
 
 def test_the_gradient_is_clipped_to_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
