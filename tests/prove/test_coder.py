@@ -352,6 +352,8 @@ def test_tables_of_every_size_and_order_have_a_last_share_that_begins_in_time(si
         ([0.0, 1.0, 0.0], [1, 254, 1]),
         ([0.3, 0.3, 0.2, 0.2], [77 + 1, 76, 51, 51]),
         ([1.0], [256]),
+        # Likelier by one part alone.
+        ([0.498, 0.502], [127, 129]),
     ],
 )
 def test_frequencies_of_eight_bits(probs: list[float], counts: list[int]) -> None:
@@ -462,3 +464,31 @@ def test_an_interval_at_the_edges_of_its_numbers(
         grown = wanted[1] > 2**60
         assert (decoder._offset, decoder._range) == (0x63 if grown else 0, wanted[1])
         assert decoder._next == (9 if grown else 8)
+
+
+def test_a_carry_runs_through_the_first_byte_of_a_call() -> None:
+    # The first share writes 255; the second carries through it into the byte of an earlier call.
+    shares = np.array([(0, 2**20), (2**31, 2**31)])
+    for compiled in (False, True):
+        encoder = Encoder()
+        encoder._low, encoder._range, encoder._written = 2**64 - 1, 2**60, bytearray(b"\x07")
+        if compiled:
+            encoder.encode_all(*shares.T)
+        else:
+            for start, width in shares.tolist():
+                encoder.encode(start, width)
+        assert bytes(encoder._written) == b"\x08\x00\x00"
+        assert (encoder._low, encoder._range) == (2**63 - 2**16, 2**63)
+
+
+@pytest.mark.parametrize(
+    ("low", "width", "wanted"),
+    [(0, 2**60, b"\x07"), (1, 2**60, b"\x07\x01"), (2**56, 2**56, b"\x07\x01"),
+     (2**56 + 1, 2**56, b"\x07\x02"), (1, 2**64 - 1, b"\x07\x01"), (2, 2**64 - 1, b"\x08")],
+)  # fmt: skip
+def test_the_last_number_is_the_roundest_within_the_interval(
+    low: int, width: int, wanted: bytes
+) -> None:
+    encoder = Encoder()
+    encoder._low, encoder._range, encoder._written = low, width, bytearray(b"\x07")
+    assert encoder.finish() == wanted
