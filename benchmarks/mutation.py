@@ -480,7 +480,7 @@ def main() -> int:
     switches += ["-p", "no:cacheprovider", "-s", "-q"]
     code = pytest.main([*switches, *(f"tests/{file}" for file in files)], plugins=[campaign])
     if campaign.failed or not campaign.counts:
-        out.write(f"the tests do not run (pytest ended with {int(code)})\n")
+        print(f"the tests do not run (pytest ended with {int(code)})", file=out, flush=True)
         return 1
     total: Counter[str] = sum(campaign.counts.values(), Counter())
     out.write("\n".join([HEADER, "|" + "---|" * 7, *(_row(*c) for c in campaign.counts.items())]))

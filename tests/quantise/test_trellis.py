@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairway.quantise.trellis import GRIDS, TRELLIS, codes_of, reconstruct
+from fairway.quantise.trellis import GRIDS, TRELLIS, _moves, codes_of, reconstruct
 
 
 def plain_row(codes: list[int], trellis: int) -> list[int]:
@@ -41,6 +41,7 @@ def test_every_state_is_entered_twice_and_parities_part(trellis: int) -> None:
 
 
 def test_the_state_machines_are_part_of_the_format() -> None:
+    assert all(_moves(states).tolist() == table.tolist() for states, table in TRELLIS.items())
     tables = {states: table.tolist() for states, table in TRELLIS.items() if states < 16}
     assert tables == {
         4: [[0, 1], [2, 3], [1, 0], [3, 2]],
