@@ -101,6 +101,27 @@ def test_output_to_a_full_disk_is_told_when_the_work_is_done(
     assert len(read_steps(place / "new" / STEPS)) == 3
 
 
+def in_shell(line: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run `fairway` in a shell whose line names it $0."""
+    command = ["bash", "-c", line.replace("fairway", '"$0" -m fairway', 1), sys.executable]
+    paths = {**os.environ, "PYTHONPATH": str(HERE)}
+    return subprocess.run(command, cwd=folder, env=paths, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_shell_closed_lead_nowhere(closed: str, tmp_path: Path) -> None:
+    done = in_shell(f"fairway doctor --json {closed}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("{") != (">&-" in closed.split())
+
+
+def test_a_removed_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    done = in_shell("cd gone && rmdir ../gone && fairway doctor", tmp_path)
+    told = "fairway: the current folder does not exist any more; change to another one with cd\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+
+
 # ---------------------------------------------------------------------------------------------
 # Errors
 

@@ -118,7 +118,7 @@ def make_sparse(path: Path) -> None:
 
 ODD_FILES = [
     (make_sparse, r"has 4,294,967,296 bytes; at most 8,388,608 are read"),
-    (os.mkfifo, "it is a pipe, not a file"),
+    (os.mkfifo, "it is a pipe, not a file; write its content to a file, and name that"),
     (Path.mkdir, "it is a folder, not a file"),
     (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a file"),
     (lambda path: path.symlink_to(path.name), "cannot read .*symbolic links"),

@@ -1,4 +1,4 @@
-"""The end of a command: by signals, or when the reader of its output closes it."""
+"""The standard streams of a command, and its end by signals or by readers that leave."""
 
 import errno
 import io
@@ -71,6 +71,23 @@ class _Patient(io.FileIO):
         os.dup2(null, self.fileno())
         os.close(null)
         return memoryview(data).nbytes
+
+
+def open_missing_streams() -> None:
+    """Lead the standard streams that the shell closed (`>&-`) nowhere.
+
+    Otherwise the next opened file would get the number of standard output, and libraries would
+    print into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
 def outlive_readers() -> None:

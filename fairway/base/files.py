@@ -65,7 +65,8 @@ def opened(path: Path, what: str = "") -> BinaryIO:
     if not stat.S_ISREG(mode):
         os.close(handle)
         kind = next((name for holds, name in _KINDS if holds(mode)), "special file")
-        raise UserError(f"cannot read {named}: it is a {kind}, not a file")
+        remedy = "; write its content to a file, and name that" if kind == "pipe" else ""
+        raise UserError(f"cannot read {named}: it is a {kind}, not a file{remedy}")
     return os.fdopen(handle, "rb")
 
 

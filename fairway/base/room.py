@@ -98,7 +98,14 @@ def _of_process(root: Path) -> Iterator[Room]:
 
 
 def require_start() -> None:
-    """Raise UserError if the libraries do not fit: without memory they would end the process."""
+    """Raise UserError where the libraries would end the process: in a removed folder, or without
+    memory."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError(
+            "the current folder does not exist any more; change to another one with cd"
+        ) from None
     if (resource := limits()) is None:
         return
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -9,7 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from fairway.base import terminal
-from fairway.base.endings import end_with_parent, interrupt_by_signals, outlive_readers, unwritten
+from fairway.base.endings import (
+    end_with_parent,
+    interrupt_by_signals,
+    open_missing_streams,
+    outlive_readers,
+    unwritten,
+)
 from fairway.base.errors import InterruptedRun, LedgerError, UserError
 from fairway.base.outputs import require_folder
 from fairway.base.room import memory_told, require_start
@@ -346,6 +352,7 @@ def main() -> None:
     failure, and only the failed process prints its sentence.
     """
     interrupt_by_signals()
+    open_missing_streams()
     outlive_readers()
     terminal.prepare()
     end_with_parent()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fairway.base.errors import UserError, shown
-from fairway.base.files import missing
+from fairway.base.files import opened
 from fairway.base.mistaken import require_no_pointer
 from fairway.base.progress import progress
 from fairway.base.units import megabytes
@@ -57,10 +57,9 @@ def _kind(path: Path) -> str | None:
 
 
 def require_text(path: Path) -> None:
-    """Raise UserError for a path that is neither a file nor a folder."""
-    if not path.is_dir() and not path.is_file():
-        known = "is neither a file nor a folder" if path.exists() else missing(path)
-        raise UserError(f"{path} {known}")
+    """Raise UserError for a path that is neither a folder nor a file that may be read."""
+    if not path.is_dir():
+        opened(path).close()
 
 
 def _files(path: Path, left_out: LeftOut) -> list[tuple[str, Path]]:

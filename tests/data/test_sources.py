@@ -226,7 +226,7 @@ def test_paths_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read(tmp_path / "none")
     os.mkfifo(tmp_path / ".pipe.txt")
-    with pytest.raises(UserError, match="is neither a file nor a folder"):
+    with pytest.raises(UserError, match="it is a pipe, not a file; write its content to a file"):
         read(tmp_path / ".pipe.txt")
     with pytest.raises(UserError, match=r"a\.pdf has an unknown ending"):
         read(tmp_path / "a.pdf")
