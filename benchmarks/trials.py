@@ -77,7 +77,7 @@ def save_documents(folder: Path, out: Path) -> None:
     val = decode_documents(source.tokenizer, source.val_tokens())
     lines = [
         json.dumps({"side": side, "name": f"{side}/{n}", "text": text}, ensure_ascii=False)
-        for side, texts in (("train", source.train_documents()), ("val", val))
+        for side, texts in (("train", source.last_train_documents()), ("val", val))
         for n, text in enumerate(texts)
     ]
     out.write_bytes(zstandard.ZstdCompressor(19).compress("\n".join(lines).encode()))

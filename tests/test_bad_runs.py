@@ -95,7 +95,7 @@ def test_another_machine_plan_is_refused_like_any_setting(place: Place, call: Ca
 def test_packing_never_builds_the_text_anew(
     place: Place, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = list(DataFolder.open(place / "data").train_documents())
+    texts = list(DataFolder.open(place / "data").last_train_documents())[::-1]
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
     monkeypatch.setattr("fairway.pipeline.text.embedded_documents", lambda: documents)
     embedded = "--set data.source=embedded --set train.steps=1"

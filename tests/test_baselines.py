@@ -30,7 +30,7 @@ NAMES = [*TOOLS, "ppmd"]
 
 @pytest.fixture(scope="module")
 def measured():
-    return baselines.measure([TEXT[:100], TEXT[100:]], ["not this: ", PRIME], prime_bytes=30_000)
+    return baselines.measure([TEXT[:100], TEXT[100:]], [PRIME, "not this: "], prime_bytes=30_000)
 
 
 def unprimed_zstd(data: bytes, dictionary: bytes) -> bytes:
@@ -97,7 +97,7 @@ def test_ppmd_restores_the_text_after_what_primed_it(prime):
 
 def test_ppmd_is_the_strongest_and_sees_more_text(measured):
     assert min(measured, key=lambda name: measured[name]["bytes"]) == "ppmd"
-    prime = ["x" * baselines.PRIME_BYTES, PRIME]
+    prime = [PRIME, "x" * baselines.PRIME_BYTES]
     found = baselines.measure([TEXT[:500]], prime)
     assert found["zstd"]["primed_with_bytes"] == baselines.PRIME_BYTES
     assert found["ppmd"]["primed_with_bytes"] == baselines.PRIME_BYTES + len(PRIME.encode())
@@ -127,9 +127,10 @@ def test_no_text_is_one_sentence(documents):
 def test_last_bytes_are_the_end_of_all_texts_joined(texts, limit_bytes):
     joined = "".join(texts).encode()
     expected = joined[max(0, len(joined) - limit_bytes) :]
-    assert baselines.last_bytes(texts, limit_bytes) == expected
+    assert baselines.last_bytes(reversed(texts), limit_bytes) == expected
 
 
-def test_last_bytes_hold_no_more_than_needed():
-    pieces = (f"{i:04d}" for i in range(5000))
+def test_texts_before_the_last_bytes_are_not_asked_for():
+    pieces = (f"{i:04d}" for i in range(4999, -1, -1))
     assert baselines.last_bytes(pieces, 6) == b"984999"
+    assert next(pieces) == "4997"

@@ -44,7 +44,7 @@ Ended = tuple[int, str, str]
 @pytest.fixture(scope="module")
 def data(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data folder with more shards than processes."""
-    texts = DataFolder.open(data_folder).train_documents()
+    texts = list(DataFolder.open(data_folder).last_train_documents())[::-1]
     out = tmp_path_factory.mktemp("shards") / "data"
     documents = [Document(f"doc-{n}", text) for n, text in enumerate(texts)]
     build_data(documents, out, vocab_size=300, val_share=0.1, shard_tokens=6000)

@@ -196,7 +196,7 @@ class DataFolders:
         source.facts()
         whole = source.sample_validation()
         sample = source.sample_validation(max_bytes=500)
-        return whole, sample, list(source.train_documents()), source.tokenizer
+        return whole, sample, list(source.last_train_documents())[::-1], source.tokenizer
 
     def wrong(self, files: Files, case: Case, found: Any) -> str:
         """Compare with the library's own decoding of the shards that were there at first."""

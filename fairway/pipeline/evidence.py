@@ -80,7 +80,7 @@ def compress(run: Run) -> Facts:
     """Compress the validation text with the usual tools."""
     for title in baselines.missing():
         run.say(f"{title} is not measured: `pip install pyppmd` for the strongest comparison")
-    return baselines.measure(run.validation.documents, run.source.train_documents())
+    return baselines.measure(run.validation.documents, run.source.last_train_documents())
 
 
 def sample(run: Run) -> Facts:

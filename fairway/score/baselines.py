@@ -10,7 +10,6 @@ second.
 import importlib.util
 import lzma
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -55,8 +54,9 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Return, for xz, brotli, zstd and PPMd at their strongest, the size of the validation text.
 
-    Each has `bytes` and `bpb` (cold), `primed_bytes` and `primed_bpb` (after the last bytes of the
-    training text, at most the tool's limit and `prime_bytes`; None without any),
+    The training texts come from the last to the first. Each tool has `bytes` and `bpb` (cold),
+    `primed_bytes` and `primed_bpb` (after the last bytes of the training text, at most the tool's
+    limit and `prime_bytes`; None without any),
     `primed_with_bytes`, `seconds` (CPU time of both) and `how`. The tools run in parallel, because
     they release the interpreter lock. PPMd is left out if `pyppmd` is not installed. Raises
     UserError if there is no validation text.
@@ -106,15 +106,18 @@ def _measure(tool: _Tool, text: bytes, prime: bytes) -> dict[str, Any]:
 
 
 def last_bytes(texts: Iterable[str], limit_bytes: int) -> bytes:
-    """Return the last `limit_bytes` bytes of the joined texts, with little more in memory."""
-    kept: deque[bytes] = deque()
+    """Return the last `limit_bytes` bytes of texts that come from the last to the first.
+
+    Texts before these bytes are not asked for.
+    """
+    kept: list[bytes] = []
     total = 0
     for text in texts:
         kept.append(text.encode())
         total += len(kept[-1])
-        while kept and total - len(kept[0]) >= limit_bytes:
-            total -= len(kept.popleft())
-    return b"".join(kept)[max(0, total - limit_bytes) :]
+        if total >= limit_bytes:
+            break
+    return b"".join(reversed(kept))[max(0, total - limit_bytes) :]
 
 
 def xz_file(text: bytes) -> bytes:

@@ -78,7 +78,7 @@ def test_the_validation_text_is_the_raw_text(tmp_path: Path) -> None:
 def test_nothing_is_lost_and_the_sides_are_apart(tmp_path: Path) -> None:
     build_small(tmp_path / "data")
     folder = DataFolder.open(tmp_path / "data")
-    train, val = list(folder.train_documents()), folder.sample_validation().documents
+    train, val = list(folder.last_train_documents()), folder.sample_validation().documents
     assert sorted([*train, *val]) == sorted(document.text for document in documents())
     assert train != [document.text for document in documents() if document.text in set(train)]
 

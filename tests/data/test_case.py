@@ -161,7 +161,7 @@ def test_a_folder_holds_and_scores_the_texts_themselves(tmp_path: Path) -> None:
     found = folder.sample_validation()
     assert set(found.documents) == {text.strip() for text in texts}
     assert found.bytes == manifest["val"]["bytes"] == sum(len(t.encode()) for t in found.documents)
-    trained = set(folder.train_documents())
+    trained = set(folder.last_train_documents())
     assert trained == {document.text.strip() for document in documents} - set(found.documents)
     without = Tokenizer(train_tokenizer(TEXTS, 330))
     with pytest.raises(UserError, match="the tokenizer has no marks for capital letters"):

@@ -48,7 +48,7 @@ def test_a_challenge_folder_is_read_without_a_manifest(tmp_path: Path) -> None:
     folder = DataFolder.open(challenge_folder(tmp_path / "data"))
     folder.verify()
     assert len(folder.train_shards()) == 5
-    assert list(folder.train_documents()) == TRAIN
+    assert list(folder.last_train_documents()) == TRAIN[::-1]
     validation = folder.sample_validation()
     assert validation.documents == VAL and validation.bytes == sum(map(len, VAL))
     assert validation.ids.tolist() == folder.val_tokens().tolist()
@@ -58,7 +58,7 @@ def test_a_built_folder_gives_its_text_back(tmp_path: Path) -> None:
     folder = DataFolder.open(built_folder(tmp_path / "data"))
     folder.verify()
     assert folder.sample_validation().documents == VAL
-    assert sorted(folder.train_documents()) == sorted(f"{t} {i}" for i, t in enumerate(TRAIN))
+    assert sorted(folder.last_train_documents()) == sorted(f"{t} {i}" for i, t in enumerate(TRAIN))
 
 
 @pytest.mark.parametrize("make", [challenge_folder, built_folder])
