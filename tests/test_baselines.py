@@ -117,6 +117,15 @@ def test_order_is_fixed_and_no_training_text_leaves_primed_empty():
         assert tool["primed_with_bytes"] == 0 and tool["bytes"] > 0
 
 
+def test_of_a_long_text_only_the_first_bytes_are_compressed(monkeypatch):
+    monkeypatch.setattr(baselines, "MOST_BYTES", 1000)
+    found = baselines.measure([TEXT[:700], "é" * 200, TEXT], [])
+    whole = baselines.measure([TEXT[:700] + "é" * 150], [])
+    for name, tool in found.items():
+        assert tool["text_bytes"] == 1000 == whole[name]["text_bytes"]
+        assert (tool["bytes"], tool["bpb"]) == (whole[name]["bytes"], whole[name]["bpb"])
+
+
 @pytest.mark.parametrize("documents", [[], [""], ["", ""]])
 def test_no_text_is_one_sentence(documents):
     with pytest.raises(UserError, match="validation text is empty"):

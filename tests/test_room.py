@@ -25,7 +25,7 @@ from fairway.pipeline.needs import check_host_memory, host_needs, remedy_of
 from fairway.pipeline.order import stages_of
 from fairway.pipeline.run import Pipeline
 from fairway.pipeline.stages import done
-from fairway.score.baselines import PPMD_PRIME_BYTES, PRIME_BYTES, ppmd_memory
+from fairway.score.baselines import MOST_BYTES, PPMD_PRIME_BYTES, PRIME_BYTES, ppmd_memory
 
 CPU = Plan("cpu", "float32", "highest", 1, "plain")
 GROUP = "left by the limit of this container or job (cgroup)"
@@ -227,9 +227,10 @@ def test_needs_grow_with_what_makes_them(tiny: Tiny, text: Validation) -> None:
     short, long = (host_needs(ppm, SHARDS, replace(text, bytes=b), CPU) for b in (10**4, 10**6))
     sizes = [n.bytes for found in (short, long) for n in found if n.stage == "score.mixture"]
     assert sizes[0] < sizes[1]
-    longer = host_needs(tiny(), SHARDS, replace(text, bytes=10**9), CPU)[-1].bytes
-    ppmd = ppmd_memory(10**9 + PPMD_PRIME_BYTES) - ppmd_memory(2000 + PPMD_PRIME_BYTES)
-    assert longer - plain["baselines"] == pytest.approx(10.5 * (10**9 - 2000) + ppmd)
+    for size in (MOST_BYTES, 10**9):
+        longer = host_needs(tiny(), SHARDS, replace(text, bytes=size), CPU)[-1].bytes
+        ppmd = ppmd_memory(MOST_BYTES + PPMD_PRIME_BYTES) - ppmd_memory(2000 + PPMD_PRIME_BYTES)
+        assert longer - plain["baselines"] == pytest.approx(10.5 * (MOST_BYTES - 2000) + ppmd)
     # A GPU's own memory is counted elsewhere.
     on_gpu = of(plan=replace(CPU, device="cuda"))
     assert on_gpu["train"] < plain["train"] and "score" not in on_gpu

@@ -184,7 +184,8 @@ STAGE = {
     "spending",
     "trail",
 }
-TOOL = {"bytes", "bpb", "primed_bytes", "primed_bpb", "primed_with_bytes", "seconds", "how"}
+TOOL = {"bytes", "bpb", "seconds", "how", "text_bytes"}
+TOOL |= {"primed_bytes", "primed_bpb", "primed_with_bytes"}
 SCHEMA: dict[str, set[str]] = {
     "": {
         *(

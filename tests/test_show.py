@@ -47,6 +47,13 @@ def test_scores_without_compressors_or_priming(results: dict[str, Any]) -> None:
     assert next(cells(line)[2] for line in rows if "xz -9e" in line) == ""
 
 
+def test_compressors_that_read_a_part_say_so(results: dict[str, Any]) -> None:
+    assert "the compressors read" not in text_of(show.score_table(results))
+    tools = {n: {**tool, "text_bytes": 1000} for n, tool in results["baselines"].items()}
+    told = text_of(show.score_table({**results, "baselines": tools}))
+    assert "the compressors read the first 1,000 bytes" in " ".join(told.split())
+
+
 def test_the_account_adds_up_on_the_screen(results: dict[str, Any]) -> None:
     artifact = {**results["artifact"], "code_bytes": 1234, "code": "declared"}
     lines = text_of(show.account_table(artifact)).splitlines()

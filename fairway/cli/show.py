@@ -75,6 +75,10 @@ def score_table(results: dict[str, Any]) -> Table:
     headline = results["headline"]
     claimed = results["stages"][headline]["bpb"]
     stages = results["stages"].items()
+    for tool in (results["baselines"] or {}).values():
+        if (part := tool.get("text_bytes", text["bytes"])) < text["bytes"]:
+            title += f"; the compressors read the first {part:,} bytes"
+            break
     rows = [(f"model, {name}", f"{stage['bpb']:.4f}", "", "") for name, stage in stages]
     for name, tool in (results["baselines"] or {}).items():
         primed = "" if tool["primed_bpb"] is None else f"{tool['primed_bpb']:.4f}"

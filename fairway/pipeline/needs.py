@@ -18,7 +18,7 @@ from fairway.machine.plan import DTYPES, Plan
 from fairway.model.gpt import GPT, shapes_of
 from fairway.pipeline.limits import scoring_bytes
 from fairway.quantise.gptq import grid_of
-from fairway.score.baselines import PPMD_PRIME_BYTES, PRIME_BYTES, ppmd_memory
+from fairway.score.baselines import MOST_BYTES, PPMD_PRIME_BYTES, PRIME_BYTES, ppmd_memory
 from fairway.score.experts.ppm import ORDER, table_bytes
 from fairway.train.preflight import kept_numbers, training_bytes
 from fairway.train.steps import Say
@@ -37,7 +37,7 @@ REMEDIES = {
     "proof": "lower prove.bytes",
     "audit": "lower audit.tokens",
 }
-# The encoder of `xz -9e` reserves 10.5 times its dictionary (64 MiB, or the text if longer). It
+# The encoder of `xz -9e` reserves 10.5 times its dictionary (64 MiB, more than it reads here). It
 # uses a part in proportion to the text, plus 60 MB. brotli and zstd take a further 0.3 GB at the
 # same time.
 _XZ, _XZ_DICTIONARY, _XZ_LEAST, _OTHERS = 10.5, 1 << 26, 60_000_000, 300_000_000
@@ -143,8 +143,9 @@ def _scores(config: Config, parameters: int, validation: Validation, plan: Plan)
 
 
 def _baselines(val_bytes: int) -> Need:
+    val_bytes = min(val_bytes, MOST_BYTES)
     text = val_bytes + PRIME_BYTES
     ppmd = 2 * PPMD_PRIME_BYTES + ppmd_memory(val_bytes + PPMD_PRIME_BYTES)
     used = _XZ_LEAST + _XZ * text + _OTHERS + ppmd
-    aside = _XZ * max(0, _XZ_DICTIONARY - text)
+    aside = _XZ * (_XZ_DICTIONARY - text)
     return Need("baselines", "compressing the validation text for comparison", used, aside)

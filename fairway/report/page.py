@@ -47,6 +47,8 @@ def _header(results: dict[str, Any], derived: dict[str, Any]) -> Html:
     stage = results["stages"][results["headline"]]
     best = min(derived["baselines"], key=lambda row: float(row["bpb"]), default=None)
     same = "on the same bytes" if derived["scored_whole"] else "on the whole text"
+    if (part := derived["compressed_bytes"]) is not None:
+        same = f"on the first {megabytes_of(part)}"
     beside = f"; {same} the strongest compressor, {_row_name(best)}" if best else ""
     audit = results.get("audit")
     if audit and not audit["passed"]:

@@ -73,6 +73,8 @@ def scores(results: Values, derived: Values) -> Html:
         f"{scope} {num(results['text']['bytes'])} bytes (n = {num(results['text']['documents'])} "
         "documents). Neither the artifact's own bytes nor the compressors' programs are counted."
     )
+    if (part := derived["compressed_bytes"]) is not None:
+        caption = Html(f"{caption} The compressors read the first {num(part)} of these bytes.")
     drawings = [bars_figure(bars, width_in) for width_in in (WIDE_IN, NARROW_IN)]
     drawing = figure(drawings[0], drawings[1], "Bits per byte by stage and compressor", caption)
     told = [Html(f"<p>{esc(text)}.</p>") for text in results.get("warnings", [])]

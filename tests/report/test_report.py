@@ -83,6 +83,16 @@ def test_comparison_with_compressors_is_relative_to_theirs():
     assert rows[0]["model_percent"] == pytest.approx(100 * (1.98717 - 2.35123) / 2.35123)
 
 
+def test_a_comparison_on_a_part_of_the_text_is_told(tmp_path):
+    results = example_results()
+    assert "The compressors read" not in report(tmp_path, results)[0]
+    for found in results["baselines"].values():
+        found["text_bytes"] = 64_000
+    told = report(tmp_path, results)[0]
+    assert "The compressors read the first 64,000 of these bytes" in re.sub("<[^>]*>", "", told)
+    assert "on the first 64.0 kB the strongest compressor" in re.sub("<[^>]*>", "", told)
+
+
 def test_the_limit_counts_artifact_and_code():
     derived = derive(example_results(), [])
     assert derived["shipped_bytes"] == 813_004
