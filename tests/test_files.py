@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from streams import piped
 
 from fairway.base.errors import UserError
 from fairway.base.files import (
@@ -19,6 +20,7 @@ from fairway.base.files import (
     parse_json,
     read_bytes,
     read_json,
+    stream_number,
     write_atomic,
     write_json,
 )
@@ -114,6 +116,20 @@ def test_a_folder_is_not_json(tmp_path: Path) -> None:
 def make_sparse(path: Path) -> None:
     with path.open("wb") as stream:
         stream.truncate(4 << 30)
+
+
+def test_a_stream_is_read_to_its_end_and_not_beyond_its_limit(tmp_path: Path) -> None:
+    data = os.urandom(300_000)
+    for most_bytes in (1 << 30, len(data)):
+        with piped(data) as path:
+            assert read_bytes(path, most_bytes) == data
+    with piped(data[:1000]) as path, pytest.raises(UserError, match="more than 999 bytes"):
+        read_bytes(path, 999)
+    # Another number is no open file, and a file's own number is no stream.
+    with (tmp_path / "file").open("wb") as file:
+        assert stream_number(Path(f"/dev/fd/{file.fileno()}")) is None
+    with pytest.raises(UserError, match="/dev/fd/98765 does not exist"):
+        read_bytes(Path("/dev/fd/98765"))
 
 
 ODD_FILES = [

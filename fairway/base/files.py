@@ -30,6 +30,7 @@ _NOT_ELSEWHERE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 MOST_JSON_BYTES = 1 << 23
 # The largest files that are held in memory: files to compress and compressed files.
 MOST_BYTES = 1 << 31
+_STREAMS = re.compile(r"/dev/(?:stdin|fd/(\d{1,9}))")
 _MOST_DEPTH = 64
 # Seeds and counts have at most 20 digits.
 _MOST_DIGITS = 40
@@ -75,8 +76,24 @@ def missing(path: Path) -> str:
     return "is a link that leads nowhere" if path.is_symlink() else "does not exist"
 
 
+def stream_number(path: Path) -> int | None:
+    """Return the number of the open file that a path names, if it is the standard input or a pipe.
+
+    A shell gives /dev/stdin for a pipe into a command, and /dev/fd/63 for <(command).
+    """
+    found = _STREAMS.fullmatch(str(path))
+    if found is None or (found[1] and not path.is_fifo()):
+        return None
+    return int(found[1] or 0)
+
+
 def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """Return the bytes of a regular file; UserError as `opened`, and for more than `most_bytes`."""
+    """Return the bytes of a regular file, or of a stream to its end.
+
+    UserError as `opened`, and for more than `most_bytes`.
+    """
+    if (number := stream_number(path)) is not None:
+        return _read_stream(path, number, most_bytes)
     with opened(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         # `read` allocates the size requested; only a growing file has more bytes than it stated.
@@ -86,6 +103,15 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     if max(size, len(data)) > most_bytes:
         raise UserError(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
     return data
+
+
+def _read_stream(path: Path, number: int, most_bytes: int) -> bytes:
+    data = bytearray()
+    while len(data) <= most_bytes and (piece := os.read(number, _READ_BYTES)):
+        data += piece
+    if len(data) > most_bytes:
+        raise UserError(f"{path} has more than {most_bytes:,} bytes; at most that many are read")
+    return bytes(data)
 
 
 def digest_bytes(data: bytes) -> str:

@@ -35,10 +35,7 @@ def why_no_path(text: str) -> str:
     if "\0" in text:
         return "the path has a zero byte in it, which no path may have"
     if text == "-":
-        return (
-            "- is no path, and nothing is read from standard input; name a file, ./- for a file of "
-            "that name, or /dev/stdout for an output"
-        )
+        return "- is no path; name /dev/stdin or /dev/stdout, or ./- for a file of that name"
     if _HOME.match(text) and not os.path.lexists(text):
         return f"the shell left ~ as it is in {text}; write $HOME in its place, or ./ before it"
     return ""

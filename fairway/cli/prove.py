@@ -198,15 +198,14 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress a file with a model, and check that it decodes to the same bytes."""
-    from fairway.base.files import opened, read_bytes, write_atomic
+    from fairway.base.files import read_bytes, write_atomic
     from fairway.prove.archive import compress as compressed
     from fairway.prove.archive import decompress as decompressed
     from fairway.prove.coding import open_session
     from fairway.prove.container import ARCHIVE, STORED
     from fairway.prove.machine import coding_plan
 
-    if not file.is_file():
-        opened(file).close()
+    _require_source(file, out)
     # The names . and / have no ending, but paths that are no files were refused above.
     target = _free(out, file.with_name(file.name + SUFFIX))
     inputs = {"file": file, "artifact": artifact, "tokenizer": tokenizer}
@@ -280,6 +279,17 @@ def decompress(
     facts = {"file": str(target), "bytes": len(data), "seconds": seconds}
     line = f"restored {len(data):,} bytes to {target} ({seconds:.1f} s)"
     emit(as_json, facts, line, beside=target)
+
+
+def _require_source(file: Path, out: Path | None) -> None:
+    """Raise UserError for what is no file, and for a stream if no output is named."""
+    from fairway.base.files import opened, stream_number
+
+    if stream_number(file) is not None:
+        if out is None:
+            raise UserError(f"{file} has no name for the output; name the file with --out")
+    elif not file.is_file():
+        opened(file).close()
 
 
 def _free(named: Path | None, derived: Path) -> Path:

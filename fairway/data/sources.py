@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fairway.base.errors import UserError, shown
-from fairway.base.files import opened
+from fairway.base.files import opened, read_bytes, stream_number
 from fairway.base.mistaken import require_no_pointer
 from fairway.base.progress import progress
 from fairway.base.units import megabytes
@@ -35,7 +35,8 @@ _BOM = b"\xef\xbb\xbf"
 def read_documents(paths: list[Path], left_out: LeftOut | None = None) -> Iterator[Document]:
     """Yield the documents of files and folders (searched in depth, by name).
 
-    A text file is one document; so is the field `text` of a line of JSON or a row of Parquet. In a
+    A text file is one document, and so is a stream (/dev/stdin, <(command)), the field `text`
+    of a line of JSON, or a row of Parquet. In a
     folder, links are followed and each folder is read once. Hidden files, files of other kinds and
     entries that are not files are left out; so are null texts. `left_out` counts them by reason.
     Raises UserError for missing, unknown, damaged and non-UTF-8 files, when they are reached.
@@ -45,8 +46,11 @@ def read_documents(paths: list[Path], left_out: LeftOut | None = None) -> Iterat
     with progress("reading text", len(files)) as advance:
         for name, file in files:
             try:
-                require_no_pointer(file)
-                yield from _documents(name, file, left_out)
+                if stream_number(file) is not None:
+                    yield Document(name, _decoded(read_bytes(file, _MAX_FILE_BYTES), str(file)))
+                else:
+                    require_no_pointer(file)
+                    yield from _documents(name, file, left_out)
             except OSError as error:
                 raise UserError(f"cannot read {file}: {error.strerror or error}") from None
             advance(1)
@@ -58,13 +62,15 @@ def _kind(path: Path) -> str | None:
 
 def require_text(path: Path) -> None:
     """Raise UserError for a path that is neither a folder nor a file that may be read."""
-    if not path.is_dir():
+    if not path.is_dir() and stream_number(path) is None:
         opened(path).close()
 
 
 def _files(path: Path, left_out: LeftOut) -> list[tuple[str, Path]]:
     """Return (name, file) for a file, or for all files of known kinds below a folder."""
     require_text(path)
+    if stream_number(path) is not None:
+        return [(path.name, path)]
     if path.is_dir():
         return _inside(path, left_out)
     if not _kind(path):

@@ -7,6 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from streams import piped
 
 from fairway.base.errors import UserError
 from fairway.data.documents import REASONS, LeftOut, document_key, told
@@ -219,6 +220,14 @@ def test_damaged_parquet_is_refused(tmp_path: Path, at: int) -> None:
     (tmp_path / "a.parquet").write_bytes(raw)
     with pytest.raises(UserError, match=r"a\.parquet"):
         read(tmp_path)
+
+
+def test_a_stream_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a file")
+    with piped("a stréam\r\n".encode()) as path:
+        assert read(path, tmp_path / "a.txt") == [(path.name, "a stréam\r\n"), ("a.txt", "a file")]
+    with piped(b"two\nl\xffnes") as path, pytest.raises(UserError, match=r"not UTF-8 \(line 2\)"):
+        read(path)
 
 
 def test_paths_that_lead_nowhere_are_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from damage import run_command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from streams import piped
 
 from fairway.base.errors import UserError
 from fairway.data.folder import DataFolder
@@ -99,6 +100,18 @@ def test_the_verbs(cli, artifact: Path) -> None:  # type: ignore[no-untyped-def]
     assert not Path("b").exists()
     code, out, err = cli(f"decompress a.txt.fwz --artifact {artifact} --out b")
     assert (code, Path("b").read_bytes()) == (0, SHORT), err
+
+
+def test_streams_come_back(cli, artifact: Path) -> None:  # type: ignore[no-untyped-def]
+    with piped(SHORT) as path:
+        code, _, err = cli(f"compress {path} --artifact {artifact} --out a.fwz {FIXED}")
+    assert code == 0, err
+    with piped(Path("a.fwz").read_bytes()) as path:
+        code, _, err = cli(f"decompress {path} --artifact {artifact} --out b")
+    assert (code, Path("b").read_bytes()) == (0, SHORT), err
+    with piped(SHORT) as path:
+        code, _, err = cli(f"compress {path} --artifact {artifact} {FIXED}")
+    assert (code, err.count("\n")) == (2, 1) and "name the file with --out" in err
 
 
 @pytest.mark.parametrize("text", [b"", b"a", b"\xff\n"])
