@@ -122,6 +122,13 @@ def test_files_and_functions_fit_a_sitting() -> None:
     assert faults(too_long) == {}
 
 
+def test_the_pipeline_has_no_large_class() -> None:
+    sources = {file.stem: file.read_text() for file in FILES if file.parent.name == "pipeline"}
+    assert len(sources) > 30
+    classes = [n for text in sources.values() for n in nodes(text) if isinstance(n, ast.ClassDef)]
+    assert [n.name for n in classes if (n.end_lineno or 0) - n.lineno >= 200] == []
+
+
 def test_what_is_too_long_is_noticed() -> None:
     assert too_long("def f():\n" + "    pass\n" * MAX_FUNCTION_LINES) == ["f"]
     assert too_long("class A:\n" + "    a = 1\n" * MAX_CLASS_LINES) == ["A"]

@@ -24,8 +24,8 @@ from fairway.data.folder import beginnings
 from fairway.pipeline.folder import MEMORY, RunFolder
 from fairway.pipeline.record import config_of
 from fairway.pipeline.recorded import DOCUMENT_BYTES, DOCUMENTS, RECORDED, recorded
-from fairway.pipeline.run import DATA
 from fairway.pipeline.text import open_text
+from fairway.pipeline.work import DATA
 from fairway.score.costs import document_costs
 from fairway.serve.errors import RequestError
 from fairway.serve.watching import Watching

@@ -18,7 +18,8 @@ from fairway.base.outputs import require_new
 from fairway.base.terminal import command, line
 from fairway.bundle.build import SCRIPT, write_files
 from fairway.config.settings import LIMIT_BYTES, Config
-from fairway.pipeline.run import DATA, Pipeline, open_run
+from fairway.pipeline.run import Pipeline, open_run
+from fairway.pipeline.work import DATA
 from fairway.submission.texts import (
     TRACKS,
     as_json,
