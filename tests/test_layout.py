@@ -222,6 +222,16 @@ def test_the_tree_in_the_docs_is_the_package() -> None:
     }
 
 
+def test_the_readme_has_the_folders_in_their_order() -> None:
+    drawn, listed = (
+        re.findall(r"^ +(\w+)/", text.partition("fairway/\n")[2], re.MULTILINE)
+        for text in ((PACKAGE.parent / "README.md").read_text(), TREE.read_text())
+    )
+    # Folders inside of these are listed by the other page alone.
+    assert drawn == [name for name in listed if (PACKAGE / name).is_dir()]
+    assert len(drawn) == len(list(PACKAGE.glob("*/__init__.py")))
+
+
 def test_no_script_hides_a_module_of_others() -> None:
     """Python looks beside a script first: a script named coverage.py broke numba's import."""
     scripts = {file.stem for file in (PACKAGE.parent / "benchmarks").glob("*.py")}
