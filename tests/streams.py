@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -13,7 +13,8 @@ def piped(data: bytes) -> Iterator[Path]:
     number, end = os.pipe()
 
     def write() -> None:
-        with os.fdopen(end, "wb") as stream:
+        # A reader may stop at its limit.
+        with suppress(BrokenPipeError), os.fdopen(end, "wb") as stream:
             stream.write(data)
 
     thread = threading.Thread(target=write)

@@ -20,8 +20,8 @@ from fairway.base.progress import progress
 from fairway.data.shards import Tokens, check_vocabulary, find_shards, open_shard
 from fairway.data.tokens import (
     Tokenizer,
+    checked_starts,
     decode_documents,
-    document_starts,
     encode_documents,
     prove_bytes,
     token_bytes,
@@ -155,7 +155,7 @@ class DataFolder:
         rest = np.zeros(0, np.uint16)
         for shard in reversed(self.train_shards()):
             end = len(shard)
-            for first in document_starts(self.tokenizer, shard)[::-1]:
+            for first in checked_starts(self.tokenizer, shard)[::-1]:
                 yield self.tokenizer.decode(np.concatenate([shard[first:end], rest]))
                 end, rest = int(first), rest[:0]
             rest = np.concatenate([shard[:end], rest])

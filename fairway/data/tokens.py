@@ -217,7 +217,7 @@ def join_documents(tokenizer: Tokenizer, documents: Iterable[Ids]) -> npt.NDArra
 
 def decode_documents(tokenizer: Tokenizer, ids: Ids) -> list[str]:
     """Return the texts between the BOS tokens of a stream, including any before the first BOS."""
-    return list(_decoded(tokenizer, ids, document_starts(tokenizer, ids)))
+    return list(_decoded(tokenizer, ids, checked_starts(tokenizer, ids)))
 
 
 def prove_bytes(tokenizer: Tokenizer, ids: Ids) -> int:
@@ -226,7 +226,7 @@ def prove_bytes(tokenizer: Tokenizer, ids: Ids) -> int:
     `ids` contains complete documents, each after its BOS. Raises UserError if the bytes of some
     document's tokens do not sum to the UTF-8 length of its decoded text.
     """
-    starts = document_starts(tokenizer, ids)
+    starts = checked_starts(tokenizer, ids)
     if len(ids) == 0 or ids[0] != tokenizer.bos_id:
         raise UserError(f"a stream to be scored must start with BOS (id {tokenizer.bos_id})")
     counts = np.zeros(len(ids), np.int64)
@@ -241,7 +241,7 @@ def prove_bytes(tokenizer: Tokenizer, ids: Ids) -> int:
     return int(sums.sum())
 
 
-def document_starts(tokenizer: Tokenizer, ids: Ids) -> npt.NDArray[np.intp]:
+def checked_starts(tokenizer: Tokenizer, ids: Ids) -> npt.NDArray[np.intp]:
     """Return the places of BOS in a stream; UserError for an id outside the vocabulary."""
     wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
     if len(wrong):
