@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -232,6 +233,30 @@ def test_a_process_killed_by_the_kernel_is_one_sentence(
     assert errors.count("fairway: ") == 1
     # torchrun and PyTorch's own processes may print tracebacks, Fairway does not.
     assert str(Path(fairway.__file__).parent) not in errors, errors
+
+
+LATE = """
+import os, signal
+from types import SimpleNamespace
+from fairway.machine import peers
+
+class Group(peers.Peers):
+    def watch(self):
+        pass
+    def fail(self, sentence, code):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().fail(sentence, code)
+
+store = SimpleNamespace(add=lambda key, amount: 1, set=lambda key, value: None)
+peers.peers = lambda: Group(0, store)
+peers.end_together(lambda: ("fairway: the reason", 2))
+"""
+
+
+def test_the_signal_of_torchrun_does_not_end_a_process_before_its_sentence() -> None:
+    command = [sys.executable, "-c", LATE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "fairway: the reason\n")
 
 
 def ranks_of(launcher: int) -> list[int]:

@@ -223,8 +223,9 @@ def end_together(attempt: Callable[[], tuple[str, int]]) -> None:
     try:
         sentence, code = _tried(group, attempt)
         if code:
-            # Ignore torchrun's signal, which comes if another process ended faster.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # torchrun's signal comes if another process ended faster. It must not end this one
+            # before its sentence.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except KeyboardInterrupt as late:
         # The signal came while the sentence of an error was made.
         sentence, code = group.explained(late.__context__ or late)
