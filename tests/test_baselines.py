@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fairway.base.errors import UserError
 from fairway.score import baselines
+from fairway.submission.card import _scores
 
 TEXT = Path(argparse.__file__).read_text(encoding="utf-8")[:40_000]
 PRIME = Path(optparse.__file__).read_text(encoding="utf-8")
@@ -143,3 +144,18 @@ def test_texts_before_the_last_bytes_are_not_asked_for():
     pieces = (f"{i:04d}" for i in range(4999, -1, -1))
     assert baselines.last_bytes(pieces, 6) == b"984999"
     assert next(pieces) == "4997"
+
+
+def test_a_part_of_the_text_is_told_of_every_kind_of_results():
+    tool = {"bpb": 2.0, "primed_bpb": None}
+    assert baselines.part_bytes({"xz": {**tool, "text_bytes": 40}}, 100) == 40
+    # All of the text; results of earlier versions; no compressors.
+    assert baselines.part_bytes({"xz": {**tool, "text_bytes": 100}}, 100) is None
+    assert baselines.part_bytes({"xz": tool}, 100) is None
+    assert baselines.part_bytes({}, 100) is None and baselines.part_bytes(None, 100) is None
+
+
+def test_a_card_says_what_the_compressors_read():
+    tools = {"xz": {"bpb": 2.0, "text_bytes": 8_000_000}}
+    results = {"text": {"bytes": 9_000_000}, "stages": {}, "baselines": tools}
+    assert "| baseline: xz, first 8,000,000 bytes | 2.0000 |" in _scores(results)

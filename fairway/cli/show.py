@@ -15,7 +15,7 @@ from fairway.audit.findings import SEVERITY_WORDS
 from fairway.base import units
 from fairway.base.terminal import clean, line, put
 from fairway.config.settings import Config, settings
-from fairway.score.baselines import TOOL_NAMES
+from fairway.score.baselines import TOOL_NAMES, part_bytes
 
 if TYPE_CHECKING:
     from fairway.audit.records.telling import Group
@@ -75,10 +75,8 @@ def score_table(results: dict[str, Any]) -> Table:
     headline = results["headline"]
     claimed = results["stages"][headline]["bpb"]
     stages = results["stages"].items()
-    for tool in (results["baselines"] or {}).values():
-        if (part := tool.get("text_bytes", text["bytes"])) < text["bytes"]:
-            title += f"; the compressors read the first {part:,} bytes"
-            break
+    if (part := part_bytes(results["baselines"], text["bytes"])) is not None:
+        title += f"; the compressors read the first {part:,} bytes"
     rows = [(f"model, {name}", f"{stage['bpb']:.4f}", "", "") for name, stage in stages]
     for name, tool in (results["baselines"] or {}).items():
         primed = "" if tool["primed_bpb"] is None else f"{tool['primed_bpb']:.4f}"

@@ -12,7 +12,7 @@ from fairway.pipeline.folder import run_at
 from fairway.pipeline.results import read_results
 from fairway.pipeline.run import REPORT
 from fairway.pipeline.sizes import open_recipe
-from fairway.score.baselines import TOOL_NAMES
+from fairway.score.baselines import TOOL_NAMES, part_bytes
 
 
 class Results(dict[str, Any]):
@@ -32,8 +32,10 @@ class Results(dict[str, Any]):
             (f"model, {name}{' (claimed)' if name == self['headline'] else ''}", stage["bpb"])
             for name, stage in self["stages"].items()
         ]
+        part = part_bytes(self["baselines"], self["text"]["bytes"])
+        scope = "" if part is None else f", first {part:,} bytes"
         tools = [
-            (f"{TOOL_NAMES.get(name, name)}, {way}", tool[key])
+            (f"{TOOL_NAMES.get(name, name)}, {way}{scope}", tool[key])
             for name, tool in (self["baselines"] or {}).items()
             for way, key in (("cold", "bpb"), ("primed", "primed_bpb"))
             if tool[key] is not None

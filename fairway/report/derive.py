@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fairway.base.errors import UserError
+from fairway.score.baselines import part_bytes
 
 # A run's name and its step records.
 Earlier = tuple[str, list[dict[str, Any]]]
@@ -39,8 +40,6 @@ def derive(
     parts = {item["name"]: item["bytes"] for item in artifact["sections"]}
     spent = {name: value for name, value in seconds.items() if name != "total"}
     scored = {name: stage["bytes"] for name, stage in results["stages"].items()}
-    tools = results.get("baselines", {}).values()
-    compressed = min((tool.get("text_bytes", text["bytes"]) for tool in tools), default=0)
     shipped_bytes = artifact["bytes"] + artifact["code_bytes"]
     return {
         "baselines": _versus(results),
@@ -50,8 +49,7 @@ def derive(
         "seconds": _shares(spent, seconds.get("total", sum(spent.values())), "between the stages"),
         "scored_percent": {name: 100.0 * size / text["bytes"] for name, size in scored.items()},
         "scored_whole": all(size == text["bytes"] for size in scored.values()),
-        # The bytes that the compressors read, if not all.
-        "compressed_bytes": compressed if compressed < text["bytes"] else None,
+        "compressed_bytes": part_bytes(results.get("baselines"), text["bytes"]),
         "proof_percent": 100.0 * (results.get("proof") or {}).get("difference_share", 0.0),
         "spending": _spending(results),
         "curve": curve_of(steps, _CURVE_POINTS),

@@ -10,7 +10,7 @@ second.
 import importlib.util
 import lzma
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +79,16 @@ def measure(
     return {name: jobs[name].result() for name in TOOL_NAMES if name in jobs}
 
 
+def part_bytes(tools: Mapping[str, Mapping[str, Any]] | None, text_bytes: int) -> int | None:
+    """Return the bytes that tools read of a validation text; None if they read all of it.
+
+    Results of earlier versions do not say it: their tools read all.
+    """
+    read = [tool.get("text_bytes", text_bytes) for tool in (tools or {}).values()]
+    least = min(read, default=text_bytes)
+    return least if least < text_bytes else None
+
+
 def usable() -> dict[str, _Tool]:
     """Return the tools of this installation, the slowest first."""
     has_ppmd = importlib.util.find_spec("pyppmd") is not None
@@ -114,6 +124,8 @@ def first_bytes(texts: Iterable[str], limit_bytes: int) -> bytes:
     kept = bytearray()
     for text in texts:
         kept += text.encode()[: limit_bytes - len(kept)]
+        if len(kept) == limit_bytes:
+            break
     return bytes(kept)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairway.base import units
+from fairway.score.baselines import part_bytes
 
 _HEAD = """---
 library_name: fairway
@@ -45,8 +46,10 @@ def _scores(results: Mapping[str, Any]) -> str:
     lines = ["| stage | bits per byte | seconds |", "|---|--:|--:|"]
     for name, stage in results["stages"].items():
         lines.append(f"| {name} | {stage['bpb']:.4f} | {stage['seconds']:.1f} |")
+    part = part_bytes(results.get("baselines"), results["text"]["bytes"])
+    scope = "" if part is None else f", first {part:,} bytes"
     for name, tool in (results.get("baselines") or {}).items():
-        lines.append(f"| baseline: {name} | {tool['bpb']:.4f} | |")
+        lines.append(f"| baseline: {name}{scope} | {tool['bpb']:.4f} | |")
     return "\n".join(lines) + "\n"
 
 

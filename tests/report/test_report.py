@@ -86,6 +86,7 @@ def test_comparison_with_compressors_is_relative_to_theirs():
 def test_a_comparison_on_a_part_of_the_text_is_told(tmp_path):
     results = example_results()
     assert "The compressors read" not in report(tmp_path, results)[0]
+    assert "The compressors read" not in report(tmp_path, {**results, "baselines": {}})[0]
     for found in results["baselines"].values():
         found["text_bytes"] = 64_000
     told = report(tmp_path, results)[0]
