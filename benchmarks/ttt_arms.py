@@ -33,7 +33,6 @@ from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import make_plan
 from fairway.model.gpt import GPT
 from fairway.recipes import recipe
-from fairway.score import adapting
 from fairway.score.documents import documents
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score, Text, Witness
@@ -102,17 +101,6 @@ class Bench:
         return found, costs.nats, time.perf_counter() - start_s
 
 
-def record_at_once() -> None:
-    """Let sizes of batch be recorded without a run as they are, once libraries are warm."""
-    made = adapting._Shape.__init__
-
-    def init(self: adapting._Shape, *given: Any) -> None:
-        made(self, *given)
-        self._seen = True
-
-    adapting._Shape.__init__ = init  # type: ignore[method-assign]
-
-
 def settle() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -148,9 +136,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no arm after that")
     parser.add_argument("--out", type=Path, help="lines of JSON are added to this file")
     parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--at-once", action="store_true", help="record a size the first time, not the second"
-    )
     chosen = parser.parse_args()
     start_s = time.perf_counter()
     config = override(recipe(chosen.recipe), [*chosen.set, "ttt.method=lora"])
@@ -173,8 +158,6 @@ def main() -> None:
     for way in (*others.values(), "lora"):
         whole = replace(config, score=replace(config.score, truncate=False))
         warm.scored(whole, "warming up", way)
-    if chosen.at_once:
-        record_at_once()
     frozen: dict[str, float] = {}
     for name, way in others.items():
         found, _, seconds = bench.scored(config, name, way)

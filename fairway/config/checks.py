@@ -212,6 +212,12 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
             f"ttt.lora_targets '{ttt.lora_targets}' must name some of "
             f"{', '.join(LORA_TARGETS)}, each once"
         )
+    for target in lora_factors(ttt):
+        if target not in targets:
+            raise UserError(
+                f"ttt.lora_factors has a factor of '{target}', which is not in ttt.lora_targets "
+                f"'{ttt.lora_targets}'; add it there or leave it out"
+            )
     longest = max(size for size, _ in lora_chunks(ttt))
     if longest > score.seq_len:
         raise UserError(
@@ -248,6 +254,31 @@ def check_learning(method: str, ttt: TttConfig, score: ScoreConfig) -> None:
     check_ttt(dataclasses.replace(ttt, method=method), score)
     if method == "lora" and ttt.lora_sort:
         raise UserError("a proof reads documents in their order; set ttt.lora_sort=false")
+
+
+# Larger factors than this one overflow bfloat16 sooner than they learn.
+_MOST_FACTOR = 1000.0
+
+
+def lora_factors(ttt: TttConfig) -> dict[str, float]:
+    """Return the factor of each target that `ttt.lora_factors` names."""
+    words = ttt.lora_factors.split()
+    factors = {name: _number(word) for name, word in zip(words[::2], words[1::2], strict=False)}
+    _check_names("adapter target in ttt.lora_factors", words[::2], LORA_TARGETS)
+    if len(words) != 2 * len(factors) or not all(0 < f <= _MOST_FACTOR for f in factors.values()):
+        raise UserError(
+            f"ttt.lora_factors is '{ttt.lora_factors}'; write each matrix once with a number above "
+            f"0 and at most {_MOST_FACTOR:g}, such as 'mlp 0.25 head 2'"
+        )
+    return factors
+
+
+def _number(word: str) -> float:
+    """Return a word as a number; 0, which is no factor, if it is none."""
+    try:
+        return float(word)
+    except ValueError:
+        return 0.0
 
 
 def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:

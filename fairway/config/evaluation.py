@@ -69,6 +69,11 @@ class TttConfig:
     lora_alpha: float = opt(
         144.0, "Adapters are multiplied by alpha / rank (lora).", lo=0.0, hi=1e6
     )
+    lora_factors: str = opt(
+        "",
+        "Factors of the adapters of some matrices, such as 'mlp 0.25 head 2'; the others have 1"
+        " (lora).",
+    )
     lora_lr: float = opt(1e-4, "Learning rate of AdamW (lora).", lo=0.0, hi=1.0)
     lora_wd: float = opt(1.0, "Decoupled weight decay of AdamW (lora).", lo=0.0, hi=1000.0)
     lora_chunks: str = opt(

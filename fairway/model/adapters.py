@@ -14,7 +14,7 @@ S visits, D width.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,12 +61,21 @@ def _group(model: GPT, targets: Sequence[str], slots: int, rank: int) -> Group:
 class Adapters:
     """The adapters of a model: the shapes of their tensors, their initial values, their effect.
 
-    The product B A is scaled by alpha / rank. Initially A is uniform within 1 / sqrt(I), and B is
-    zero. `use` chooses the adapters of the next forward passes.
+    The product B A is scaled by alpha / rank, and by the factor of its target if `factors` has one:
+    AdamW moves a matrix by steps of one size, so a factor acts as a rate. Initially A is uniform
+    within 1 / sqrt(I), and B is zero. `use` chooses the adapters of the next forward passes.
     """
 
-    def __init__(self, model: GPT, targets: Sequence[str], rank: int, alpha: float) -> None:
-        self.model, self.rank, self.scale = model, rank, alpha / rank
+    def __init__(
+        self,
+        model: GPT,
+        targets: Sequence[str],
+        rank: int,
+        alpha: float,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
+        self.model, self.rank = model, rank
+        self._scale, self._factors = alpha / rank, factors or {}
         self.targets = [target for target in LORA_TARGETS if target in targets]
         visits = len(model.encoder_visits) + len(model.decoder_visits)
         inside = [target for target in self.targets if target != "head"]
@@ -92,6 +101,14 @@ class Adapters:
             made.append(inner)
         return made
 
+    def scales(self, group: Group) -> Tensor:
+        """Return what each output of a group's products B A is multiplied by, [O]."""
+        device, outputs = self.model.tok_emb.weight.device, group.sizes()[1]
+        made_O = torch.full((outputs,), self._scale, dtype=torch.float32, device=device)
+        for target in group.targets:
+            made_O[group.outer[target]] *= self._factors.get(target, 1.0)
+        return made_O
+
     def shapes(self, rows: int) -> list[tuple[int, ...]]:
         """Return the shapes of A and B of every group for a number of rows."""
         width = self.model.config.dim
@@ -115,7 +132,10 @@ class Adapters:
         """
         dtype = self.model.compute_dtype
         inner = [value.to(dtype).unbind(0) for value in values[::2]]
-        outer = [(value * self.scale).to(dtype).unbind(0) for value in values[1::2]]
+        outer = [
+            (value * self.scales(group)[:, None]).to(dtype).unbind(0)
+            for value, group in zip(values[1::2], self.groups, strict=True)
+        ]
         self._used = list(zip(inner, outer, strict=True))
 
     def added(self, target: str, slot: int, x_BTI: Tensor) -> Tensor | None:

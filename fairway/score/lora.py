@@ -26,6 +26,7 @@ from fairway.base.errors import LedgerError
 from fairway.base.floats import double
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
+from fairway.config.checks import lora_factors
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.adapters import Adapters
@@ -90,7 +91,11 @@ class Documents:
     ) -> None:
         self.model, self.config, self.seq_len = model, config, seq_len
         self.adapters = Adapters(
-            model, config.lora_targets.split(), config.lora_rank, config.lora_alpha
+            model,
+            config.lora_targets.split(),
+            config.lora_rank,
+            config.lora_alpha,
+            lora_factors(config),
         )
         self.adam = AdamW(config, self.adapters.zeros(rows))
         self.way: Way = (Fused if fast else Plain)(self.adapters, self.adam)

@@ -14,8 +14,10 @@ from fairway.model.gpt import GPT
 IDS_BT = torch.randint(0, 260, (3, 7), generator=torch.Generator().manual_seed(0))
 
 
-def adapters_of(model: GPT, targets: tuple[str, ...]) -> tuple[Adapters, list[torch.Tensor]]:
-    adapters = Adapters(model, targets, 4, 6.0)
+def adapters_of(
+    model: GPT, targets: tuple[str, ...], factors: dict[str, float] | None = None
+) -> tuple[Adapters, list[torch.Tensor]]:
+    adapters = Adapters(model, targets, 4, 6.0, factors)
     values = adapters.zeros(3)
     drawn = adapters.drawn(torch.Generator().manual_seed(3))
     for value, inner in zip(values[::2], drawn, strict=True):
@@ -54,15 +56,16 @@ def test_each_target_learns_alone_and_rows_do_not_mix(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["q", "k", "v"])
-def test_one_adapter_equals_a_changed_matrix(target: str) -> None:
-    # With the same product in all visits of a block, W + scale B A does the same.
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_one_adapter_equals_a_changed_matrix(target: str, factor: float) -> None:
+    # With the same product in all visits of a block, W + factor scale B A does the same.
     model = alive(replace(TINY, loop_extra=0))
-    adapters, values = adapters_of(model, (target,))
+    adapters, values = adapters_of(model, (target,), {target: factor, "o": 7.0})
     values[1].normal_(generator=torch.Generator().manual_seed(5))
     adapters.use([value[:, :1] for value in values])
     found = logits(model, adapters, IDS_BT[:1])
     with torch.no_grad():
         for layer, block in enumerate(model.blocks):
             weight = getattr(block.attn, f"c_{target}").weight
-            weight += 1.5 * values[1][layer, 0] @ values[0][layer, 0]
+            weight += factor * 1.5 * values[1][layer, 0] @ values[0][layer, 0]
     torch.testing.assert_close(found, model.logits(model.hidden(IDS_BT[:1])), rtol=1e-4, atol=1e-4)

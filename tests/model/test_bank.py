@@ -69,7 +69,7 @@ def test_states_and_gradients_are_those_of_formulas(
     targets: Sequence[str], feature: dict[str, Any]
 ) -> None:
     model = alive(replace(MODEL, **feature)).to(DEVICE).requires_grad_(False)
-    adapters = Adapters(model, targets, 4, 6.0)
+    adapters = Adapters(model, targets, 4, 6.0, {"mlp": 0.25, "head": 2.0})
     # One row more than is in use.
     values = drawn(adapters, ROWS + 1)
     ids_BT = torch.randint(0, 260, (ROWS, T), generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from learning import LORA, SCORE, SGD, STARTS, Evaluate, T, V, alive, costs, text
 
 from fairway.base.errors import LedgerError, UserError
-from fairway.config.checks import lora_chunks
+from fairway.config.checks import lora_chunks, lora_factors
 from fairway.config.settings import TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
@@ -222,6 +222,30 @@ def test_longest_first_keeps_documents_whole() -> None:
 def test_chunks_that_make_no_sense_are_refused(words: str) -> None:
     with pytest.raises(UserError, match="write one size, such as '48', or several"):
         lora_chunks(replace(LORA, lora_chunks=words))
+
+
+def test_factors_are_read_by_target() -> None:
+    assert lora_factors(LORA) == {}
+    assert lora_factors(replace(LORA, lora_factors="mlp 0.25 head 2")) == {"mlp": 0.25, "head": 2.0}
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["mlp", "mlp 0", "mlp -1", "mlp nan", "mlp inf", "mlp 1001", "mlp x", "q 1 q 2", "mlp 1 q"],
+)
+def test_factors_that_make_no_sense_are_refused(words: str) -> None:
+    with pytest.raises(UserError, match="write each matrix once with a number above 0 and at most"):
+        lora_factors(replace(LORA, lora_factors=words))
+
+
+def test_a_factor_of_all_targets_is_another_alpha() -> None:
+    every = " ".join(f"{target} 3" for target in LORA.lora_targets.split())
+    wanted = costs(evaluate_lora, replace(LORA, lora_alpha=3 * LORA.lora_alpha), text())
+    np.testing.assert_allclose(
+        costs(evaluate_lora, replace(LORA, lora_factors=every), text()), wanted
+    )
+    one = costs(evaluate_lora, replace(LORA, lora_factors="head 3"), text())
+    assert not np.allclose(one, wanted)
 
 
 def test_without_a_rate_every_document_costs_what_it_costs_alone() -> None:

@@ -44,8 +44,7 @@ class Bank:
 
     def _outer_factors(self, group: Group) -> Tensor:
         adapters, model = self.adapters, self.adapters.model
-        like = model.tok_emb.weight
-        factors_SO = like.new_full((group.slots, group.sizes()[1]), adapters.scale).float()
+        factors_SO = adapters.scales(group).repeat(group.slots, 1)
         if group.targets == ("head",):
             return factors_SO
         for slot, layer in enumerate((*model.encoder_visits, *model.decoder_visits)):
