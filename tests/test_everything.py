@@ -17,7 +17,7 @@ TRAINED = [
     "train.documents=true", "train.windows=8@0.3 16@0.6",
     "optim.momentum_buffers=3", "optim.row_beta=0.9", "optim.newton=0.5", "optim.cautious=true",
     "optim.min_lr=0.1",
-    "quant.lqer_rank=2", "train.rate_errors=noise", "train.rate_weight=0.1", "quant.min_numel=256",
+    "quant.lqer_rank=2", "quant.min_numel=256",
     "data.shuffle_documents=true",
 ]  # fmt: skip
 

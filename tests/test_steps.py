@@ -36,14 +36,13 @@ def test_time_and_pace_are_means_since_the_last_line_that_stayed(
     assert "  1000 ms " in lines[3] and f"{10 * batch / 2e3:5.1f} ktok/s" in lines[3]
 
 
-@pytest.mark.parametrize("rate", [None, lambda: 3.4])
 @pytest.mark.parametrize("seconds", [2.0, 588.0, 50_000.0, 3e6])
 @pytest.mark.parametrize("tokens", [512, 49_152, 786_432])
 def test_the_line_fits_into_80_columns(
-    tiny: Callable[..., Config], tokens: int, seconds: float, rate: Callable[[], float] | None
+    tiny: Callable[..., Config], tokens: int, seconds: float
 ) -> None:
     lines = list[str]()
-    line = StepLine(tiny(), 4.0, lambda: 15_999_999, lines.append, rate)
+    line = StepLine(tiny(), 4.0, lambda: 15_999_999, lines.append)
     line.show(record(98, seconds, 0.99, tokens), lambda *moved: None)
     line.show(record(99, seconds + 1e-3, 1.0, tokens), lambda *moved: None)
     assert len(lines) == 2 and all(" left 16.00 MB" in text for text in lines)

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable
@@ -177,30 +176,6 @@ def test_resume_continues_bit_for_bit(
     resumed = stopped_and_resumed(few(), data_folder, tmp_path / "parts", monkeypatch, stop_at)
     assert losses(tmp_path / "parts") == whole[1]
     assert_same(whole[0], resumed)
-
-
-@pytest.mark.long
-def test_a_training_that_knows_its_rate_resumes_too(
-    whole: Whole,
-    few: Callable[..., Config],
-    data_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    config = few(
-        "train.rate_errors=noise", "train.rate_weight=0.2", "train.rate_share=0.5",
-        "quant.min_numel=1000",
-    )  # fmt: skip
-    said: list[str] = []
-    knowing = run(config, data_folder, tmp_path / "whole", said=said)
-    same, (without, other, _) = losses(tmp_path / "whole"), whole
-    # Errors are there from the middle on.
-    assert same[:6] == other[:6] and same[6] != other[6]
-    assert re.search(r" ms [23]\.\d{3} bits/w .* MB$", said[-1])
-    assert without.rates is None
-    resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, 8)
-    assert losses(tmp_path / "parts") == same
-    assert_same(knowing, resumed)
 
 
 @pytest.mark.long
@@ -410,11 +385,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     config = few("train.warmup_steps=0", "train.steps=200", "train.checkpoint_every_s=1e-6")
     step = Training._advance
 
-    def poison(self: Training, multiplier: float, number: int, now: float) -> tuple[Tensor, Tensor]:
+    def poison(self: Training, multiplier: float, number: int) -> tuple[Tensor, Tensor]:
         if number == 3:
             with torch.no_grad():
                 self.model.tok_emb.weight.fill_(math.nan)
-        return step(self, multiplier, number, now)
+        return step(self, multiplier, number)
 
     monkeypatch.setattr(Training, "_advance", poison)
     with pytest.raises(UserError, match=r"loss became nan at step 3 \(1.5% of the run.*lower"):

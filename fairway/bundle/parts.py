@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from fairway.base.nodes import walk
 from fairway.bundle.modules import source_text
-from fairway.config.checks import knows_rate
 from fairway.config.settings import Config
 
 
@@ -81,11 +80,6 @@ PARTS = (
         "quant.lqer_rank",
         lambda config: config.quant.lqer_rank > 0,
         ("fairway.pack.factors", "fairway.quantise.correction", "fairway.quantise.low_rank"),
-    ),
-    Part(
-        "train.rate_errors or train.rate_weight",
-        lambda config: knows_rate(config.train),
-        ("fairway.train.rates",),
     ),
     Part(
         "runtime.kernels=auto or fused",

@@ -104,11 +104,6 @@ def layer_windows(model: ModelConfig) -> list[int]:
     return sizes + sizes[-1:] * (model.num_layers - len(sizes))
 
 
-def knows_rate(train: TrainConfig) -> bool:
-    """Return whether a training considers the bits of its matrices' codes."""
-    return train.rate_errors != "off" or train.rate_weight > 0
-
-
 def windows(train: TrainConfig) -> list[tuple[int, float]]:
     """Return (tokens, share of the run at which this ends) of `train.windows`, in order."""
     found: list[tuple[int, float]] = []
@@ -134,13 +129,6 @@ def _check_training(config: Config) -> None:
         raise UserError(
             "set exactly one of optim.ema_decay and optim.ema_share; the other must be none"
         )
-    if knows_rate(train) and not train.rate_share:
-        raise UserError(
-            "train.rate_errors and train.rate_weight work in the last train.rate_share of a run, "
-            "which is 0; set it above 0, such as 0.25, or train.rate_errors=off and "
-            "train.rate_weight=0"
-        )
-    _check_needed(config)
     if train.clock == "wall" and train.reserve_s >= train.budget_s:
         raise UserError(
             f"train.reserve_s {written(train.reserve_s)} is not below train.budget_s "
@@ -154,17 +142,6 @@ def _check_training(config: Config) -> None:
         number, unit = getattr(train, name), getattr(train, of)
         if number % unit:
             raise UserError(f"train.{name} {number} is not a multiple of train.{of} {unit}")
-
-
-def _check_needed(config: Config) -> None:
-    """Raise UserError for a changed setting that has no effect without another one."""
-    for name in () if knows_rate(config.train) else ("rate_bits", "rate_share"):
-        value, default = (getattr(train, name) for train in (config.train, TrainConfig()))
-        if value != default:
-            raise UserError(
-                f"train.{name} is {written(value)}, but it has no effect without train.rate_errors "
-                f"or train.rate_weight; set that, too, or leave train.{name} at {written(default)}"
-            )
 
 
 def _check_scoring(config: Config) -> None:

@@ -201,30 +201,6 @@ class TrainConfig:
         "Attention window during parts of a run: '256@0.3 512@0.6' is 256 tokens until 30 % of it"
         " and 512 until 60 %. Afterwards, and if empty, model.window applies.",
     )
-    rate_bits: float = opt(
-        3.0,
-        "Bits per weight, after packing, that train.rate_errors and train.rate_weight assume.",
-        lo=1.0,
-        hi=8.0,
-    )
-    rate_share: float = opt(
-        0.25,
-        "Share of the run, at its end, in which rate_errors and rate_weight are on.",
-        lo=0.0,
-        hi=1.0,
-    )
-    rate_errors: str = opt(
-        "off",
-        "Quantisation error added to the matrices during training: none (off), random noise of the"
-        " same size (noise), or the error of rounding to the nearest code (round).",
-        choices=("off", "noise", "round"),
-    )
-    rate_weight: float = opt(
-        0.0,
-        "Strength of the pull, relative to the learning rate, towards weights that need fewer bits"
-        " when coded.",
-        lo=0.0, hi=10.0,
-    )  # fmt: skip
     warmup_steps: int = opt(
         20,
         "Training steps that run before the clock starts; their result is discarded.",

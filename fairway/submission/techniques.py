@@ -24,16 +24,6 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "Beltagy et al. 2020, arXiv 2004.05150",
         lambda c: any(layer_windows(c.model)) or bool(c.train.windows),
     ),
-    (
-        "errors of codes in training",
-        "Defossez et al. 2021, arXiv 2104.09987; Bengio et al. 2013, arXiv 1308.3432",
-        lambda c: c.train.rate_errors != "off",
-    ),
-    (
-        "decay of what costs bits",
-        "BackSlash, Wu et al. 2025, arXiv 2504.16968",
-        lambda c: c.train.rate_weight > 0,
-    ),
     ("documents that do not see one another", "#1530", lambda c: c.train.documents),
     ("gates of heads", "#1667", lambda c: c.model.gate_features > 0),
     ("SmearGate with a mask at BOS", "#1667, #1851, #1855", lambda c: c.model.smear),

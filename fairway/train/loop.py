@@ -12,7 +12,6 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from fairway.base.files import digest_file
 from fairway.base.memory import free_bytes
 from fairway.base.names import CHECKPOINT
 from fairway.base.progress import progress
-from fairway.config.checks import knows_rate, windows
+from fairway.config.checks import windows
 from fairway.config.settings import Config, order_seed
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan, own_device
@@ -41,7 +40,6 @@ from fairway.train.flight import Flight, event_on
 from fairway.train.inputs import INPUTS_EVERY, INPUTS_TOKENS, Collect, look, no_inputs
 from fairway.train.micro import micro_batch
 from fairway.train.muon import Optimisers
-from fairway.train.rates import Rates
 from fairway.train.saved import Begun, key_of_training, reading, saved
 from fairway.train.schedule import WeightAverage, average_decay, due, lr_multiplier
 from fairway.train.steps import (
@@ -95,8 +93,6 @@ class Training:
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
-        banks = self.optimisers.muon.banks
-        self.rates = Rates(config, banks, self.device) if knows_rate(config.train) else None
         self.average = WeightAverage(self.model.named_parameters())
         train = config.train
         recorded = recorded_progress(Path(train.replay)) if train.clock == "replay" else None
@@ -149,19 +145,15 @@ class Training:
             share += loss.detach()
         return share
 
-    def _advance(self, multiplier: float, step: int, now: float) -> tuple[Tensor, Tensor]:
-        """Launch one optimiser step at a progress; return (mean loss in nats per token, gradient
-        norm).
+    def _advance(self, multiplier: float, step: int) -> tuple[Tensor, Tensor]:
+        """Launch one optimiser step; return (mean loss in nats per token, gradient norm).
 
         Both stay on the device and may still be in computation.
         """
-        with self.rates.errors(now, step) if self.rates else nullcontext():
-            loss = self._accumulate(send=True)
+        loss = self._accumulate(send=True)
         self._look(step)
         wait = self.ranks.start_sum(loss)
         grad_norm = self.optimisers.step(multiplier, step)
-        if self.rates:
-            self.rates.decay(now, self.config.optim.matrix_lr * multiplier)
         wait()
         return loss, grad_norm
 
@@ -237,7 +229,6 @@ class Training:
             self.text.bytes_per_token,
             lambda: estimate_bytes(self.model),
             self.say,
-            self.rates.bits if self.rates else None,
         )
         with (
             stop_requested() as stop,
@@ -278,7 +269,7 @@ class Training:
         """
         self._enter(now)
         multiplier = lr_multiplier(now, self.config.optim)
-        loss, grad_norm = self._advance(multiplier, self.step, now)
+        loss, grad_norm = self._advance(multiplier, self.step)
         # Queued right after the work of the step. A copy requested later would wait for the next
         # step.
         figures_2 = torch.stack((loss, grad_norm)).to(

@@ -89,12 +89,9 @@ class StepLine:
         bytes_per_token: float,
         estimate_bytes: Callable[[], int],
         say: Say,
-        rate_bits: Callable[[], float] | None = None,
     ) -> None:
         self.config, self.bytes_per_token = config, bytes_per_token
         self.estimate_bytes, self.say = estimate_bytes, say
-        # Bits per weight of the codes, if the training measures its rate.
-        self.rate_bits, self.bits = rate_bits, 0.0
         self.smooth_loss: float | None = None
         self.shown_s = -math.inf
         # Steps, tokens and seconds at the last lasting line. On a GPU, times of single steps are
@@ -121,7 +118,6 @@ class StepLine:
         if lasting:
             # Measuring the size of weights waits for the device, so it is done ten times a run.
             self.size_bytes = self.estimate_bytes()
-            self.bits = self.rate_bits() if self.rate_bits else 0.0
         text = self.text(record)
         # The bar itself shows the share and the time left.
         advance(permille - self.permille, f"step {record.step + 1} loss {self.smooth_loss:.4f}")
@@ -135,7 +131,7 @@ class StepLine:
         """Return the step line; `bpb~` uses the training text's bytes per token.
 
         Time and pace are means since the last lasting line. The size is the estimate for artifact
-        and code. If the training measures its rate, the line shows the rate instead of the pace.
+        and code.
         """
         assert self.smooth_loss is not None
         bpb = units.nats_to_bits(self.smooth_loss) / self.bytes_per_token
@@ -143,8 +139,6 @@ class StepLine:
         passed_s = max(record.seconds - seconds, 1e-9)
         batch_ms = 1000.0 * passed_s / (record.step + 1 - steps)
         pace = _pace((record.tokens - tokens) / passed_s)
-        if self.rate_bits:
-            pace = f"{self.bits:5.3f} bits/w"
         done = record.progress_after
         left_s = record.seconds * (1.0 - done) / max(done, 1e-9)
         return (
