@@ -56,6 +56,10 @@ REFUSED = [
     ("model.dim=1e300", "model.dim is a number of about 301 digits; it must be between 8 and"),
     ("seed=" + 5000 * "9", "seed must be a number of at most 100 characters, got 5,000"),
     ("ttt.lora_alpha=2e6", "is 2,000,000; it must be between 0 and 1,000,000"),
+    (
+        "train.float8=true model.mlp_dim=2056",
+        "train.float8 needs multiples of 16, and model.mlp_di",
+    ),
     ("ttt.lora_factors=emb 2", "unknown adapter target in ttt.lora_factors"),
     ("ttt.lora_factors=mlp", "write each matrix once with a number above 0 and at most 1000"),
     ("ttt.lora_lr=2", "ttt.lora_lr is 2; it must be between 0 and 1"),
@@ -114,6 +118,18 @@ def test_former_settings_are_none_of_today_and_a_new_name_is_told() -> None:
         override(Config(), ["quant.fill=true"])
     with pytest.raises(UserError, match="set model.gate_features instead"):
         override(Config(), ["model.attn_gate=head"])
+
+
+@pytest.mark.parametrize(
+    "words", ["model.dim=520", "model.mlp_dim=2056", "train.seq_len=2024 train.batch_tokens=4048"]
+)
+def test_float8_needs_sizes_that_its_products_take(words: str) -> None:
+    changes = words.split()
+    few = [f"train.micro_tokens={changes[1].partition('=')[2]}"] if len(changes) > 1 else []
+    name, _, size = changes[0].partition("=")
+    assert override(recipe("pr1858"), [*changes, *few])
+    with pytest.raises(UserError, match=f"multiples of 16, and {name} is {int(size):,}; change it"):
+        override(recipe("pr1858"), [*changes, *few, "train.float8=true"])
 
 
 def test_there_are_at_most_120_settings() -> None:

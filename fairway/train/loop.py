@@ -92,6 +92,7 @@ class Training:
         place(self.model, self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
+        self.model.operations.float8 = config.train.float8
         self.optimisers = Optimisers(self.model, config.optim, ranks)
         self.average = WeightAverage(self.model.named_parameters())
         train = config.train
