@@ -1,6 +1,6 @@
 """A training step of the seed system on one GPU: floor, forward and backward, the whole step.
 
-    python benchmarks/step.py [--recipe NAME] [--compiled] [--profile] [--attention NAME]
+    python benchmarks/step.py [--recipe NAME] [--set train.float8=true] [--compiled] [--profile]
     torchrun --standalone --nproc-per-node=2 benchmarks/step.py     # whole steps alone
 
 Prints the measured floor, then milliseconds per micro-step of `rows` x 2,048 tokens without and
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairway.config.overrides import override
 from fairway.config.settings import Config, RuntimeConfig
 from fairway.machine.plan import DTYPES, Plan, make_plan
 from fairway.machine.ranks import Ranks, join_ranks
@@ -142,6 +143,7 @@ def new_model(config: Config, plan: Plan) -> GPT:
             if name.endswith("proj.weight"):
                 weight.normal_(0.0, 0.02)
     prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
+    model.operations.float8 = config.train.float8
     return model
 
 
@@ -189,7 +191,8 @@ def passes(name: str, config: Config, plan: Plan, rows: int, compiled: bool = Fa
 # Kinds of kernels by parts of their names, in the order in which they are tried.
 KINDS = {
     "attention": ("attn", "flash", "fmha", "cudnn", "mha"),
-    "MLP products with activation": ("_up_kernel", "_slope_kernel"),
+    "MLP products with activation": ("_up_kernel", "_slope_kernel", "_up_eight", "_slope_eight"),
+    "casts to float8": ("_eight_kernel",),
     "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "cublas", "splitk"),
     "entering blocks": ("_enter",),
     "norms and embedding": ("_norm", "embedding"),
@@ -274,6 +277,7 @@ def ratios(above_ms: list[float], below_ms: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="pr1858_proxy")
+    parser.add_argument("--set", nargs="*", default=[], help="overrides of the recipe")
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--attention", default="auto")
@@ -281,7 +285,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--profile", action="store_true")
     chosen = parser.parse_args()
-    config = recipe(chosen.recipe)
+    config = override(recipe(chosen.recipe), chosen.set)
     ranks = join_ranks()
     plan = make_plan(RuntimeConfig(attention=chosen.attention))
     plan.apply()

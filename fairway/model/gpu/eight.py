@@ -32,8 +32,6 @@ VALUE, GRADIENT = torch.float8_e4m3fn, torch.float8_e5m2
 MOST = {VALUE: 448.0, GRADIENT: 57_344.0}
 # Nothing is divided by less than this: matrices may be zero, as at the start of a run.
 _LEAST = 1e-30
-# Dimensions of a product of float8 must be multiples of this.
-UNIT = 16
 _TILE = 64
 
 
