@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fairway.model.gpu import products
-from fairway.model.gpu.products import _slope, _square, _tile
+from fairway.model.gpu.products import _numbered, _slope, _square
 
 VALUE, GRADIENT = torch.float8_e4m3fn, torch.float8_e5m2
 MOST = {VALUE: 448.0, GRADIENT: 57_344.0}
@@ -82,12 +82,11 @@ def _up_eight_kernel(
     OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     product_unit, scale = tl.load(product_unit_ptr), 1.0 / tl.load(unit_ptr)
-    across = tl.cdiv(F, OUTPUTS)
-    tiles = tl.cdiv(N, ROWS) * across
+    tiles = tl.cdiv(N, ROWS) * tl.cdiv(F, OUTPUTS)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
-        row = tile // across * ROWS
-        column = tile % across * OUTPUTS
-        left, right = _tile(a_desc, b_desc, row, column, D, ROWS, OUTPUTS, INPUTS, WIDE)
+        row, column, left, right = _numbered(
+            a_desc, b_desc, tile, F, D, ROWS, OUTPUTS, INPUTS, WIDE
+        )
         left = _square(left * product_unit, leak, out_desc.dtype)
         out_desc.store([row, column], left)
         _store_eight(left.to(tl.float32) * scale, most, rows_desc, turned_desc, row, column)
@@ -104,10 +103,9 @@ def _slope_eight_kernel(
     OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     scale = tl.load(product_unit_ptr) / tl.load(unit_ptr)
-    across = tl.cdiv(F, OUTPUTS)
-    row = tl.program_id(0) // across * ROWS
-    column = tl.program_id(0) % across * OUTPUTS
-    left, right = _tile(a_desc, b_desc, row, column, D, ROWS, OUTPUTS, INPUTS, WIDE)
+    row, column, left, right = _numbered(
+        a_desc, b_desc, tl.program_id(0), F, D, ROWS, OUTPUTS, INPUTS, WIDE
+    )
     DTYPE: tl.constexpr = square_desc.dtype
     left *= _slope(square_desc.load([row, column]), leak, DTYPE) * scale
     _store_eight(left, most, rows_desc, turned_desc, row, column)

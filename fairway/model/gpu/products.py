@@ -57,18 +57,28 @@ def _tile(a_desc, b_desc, row, column, D, ROWS: tl.constexpr, OUTPUTS: tl.conste
 
 
 @triton.jit
+def _numbered(a_desc, b_desc, tile, F: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
+              OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+    """Return the place of a tile and its two halves. Tiles of the same rows follow one another, so
+    that a's rows are read from memory once."""
+    across = tl.cdiv(F, OUTPUTS)
+    row = tile // across * ROWS
+    column = tile % across * OUTPUTS
+    left, right = _tile(a_desc, b_desc, row, column, D, ROWS, OUTPUTS, INPUTS, WIDE)
+    return row, column, left, right
+
+
+@triton.jit
 def _up_kernel(
     a_desc, b_desc, out_desc, N, leak,
     F: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    across = tl.cdiv(F, OUTPUTS)
-    tiles = tl.cdiv(N, ROWS) * across
-    # Tiles of the same rows follow one another, so that a's rows are read from memory once.
+    tiles = tl.cdiv(N, ROWS) * tl.cdiv(F, OUTPUTS)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
-        row = tile // across * ROWS
-        column = tile % across * OUTPUTS
-        left, right = _tile(a_desc, b_desc, row, column, D, ROWS, OUTPUTS, INPUTS, WIDE)
+        row, column, left, right = _numbered(
+            a_desc, b_desc, tile, F, D, ROWS, OUTPUTS, INPUTS, WIDE
+        )
         out_desc.store([row, column], _square(left, leak, out_desc.dtype))
         out_desc.store([row, column + OUTPUTS // 2], _square(right, leak, out_desc.dtype))
 
@@ -80,10 +90,9 @@ def _slope_kernel(
     INPUTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # One tile per program: here that is faster than persistent programs (0.43 against 0.50 ms).
-    across = tl.cdiv(F, OUTPUTS)
-    row = tl.program_id(0) // across * ROWS
-    column = tl.program_id(0) % across * OUTPUTS
-    left, right = _tile(a_desc, b_desc, row, column, D, ROWS, OUTPUTS, INPUTS, WIDE)
+    row, column, left, right = _numbered(
+        a_desc, b_desc, tl.program_id(0), F, D, ROWS, OUTPUTS, INPUTS, WIDE
+    )
     DTYPE: tl.constexpr = out_desc.dtype
     left *= _slope(square_desc.load([row, column]), leak, DTYPE)
     out_desc.store([row, column], left.to(DTYPE))
