@@ -2,10 +2,10 @@
 
 Numbers of 8 bits halve the time of a product on Hopper. A product of them reads both factors along
 the dimension that it sums over, so the gradients of weights need transposed copies; the kernels
-here write a tensor and its transpose at once. Numbers are e4m3, and e5m2 where the
-bound of their size is loose. A tensor has one scale. It comes from a bound on its largest value
-wherever one is known before the tensor is (Cauchy-Schwarz), so that no pass looks for the largest
-value first:
+here write a tensor and its transpose at once. Numbers are e4m3 (Micikevicius et al. 2022, arXiv
+2209.05433), and e5m2 where the bound of their size is loose. A tensor has one scale. It comes from
+a bound on its largest value wherever one is known before the tensor is, so that no pass looks for
+the largest value first. By the inequality of Cauchy and Schwarz:
 
     |x| <= sqrt(D), since x is normalised;  |h| <= sqrt(D) max_F |w_F|;  square <= h^2;
     |dsquare| <= sqrt(D) max|g| max_F |down_F|;  |dh| <= 2 |h| |dsquare|
@@ -33,7 +33,6 @@ MOST = {VALUE: 448.0, GRADIENT: 57_344.0}
 # Nothing is divided by less than this: matrices may be zero, as at the start of a run.
 _LEAST = 1e-30
 _TILE = 64
-
 
 # Numbers of 8 bits, and the number by which they are multiplied.
 Side = tuple[Tensor, Tensor]
