@@ -190,14 +190,18 @@ def documents(ids: Ids) -> list[range]:
 
 
 class LongestFirst(Plain):
-    """Scores and learns documents by falling length: one order for all that adapts."""
+    """Scores and learns documents by falling length: one order for all that adapts.
+
+    It does not learn where documents begin: the order says that they become more frequent.
+    """
 
     def score(self, ids: Ids) -> Charges:
         model = frozen()
         for document in sorted(documents(ids), key=len, reverse=True):
             for t in document:
                 yield t, nats(model.row(ids[t - 1])[ids[t]])
-                model.learn(ids[t - 1], ids[t])
+                if ids[t] != BOS:
+                    model.learn(ids[t - 1], ids[t])
 
 
 class Separate(Plain):
