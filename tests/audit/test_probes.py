@@ -1,15 +1,18 @@
 """Every planted violator is caught by the probe meant for it; no valid scorer ever is."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-from audit.honest import Adaptive, Plain, V, documents, frozen, nats, text
+from audit.honest import BOS, Adaptive, LongestFirst, Plain, V, documents, frozen, nats, text
 from audit.planted import NAMES, bench_of, planted, valid_bench
 from audit.valid import KINDS, OPEN
 
 from fairway.audit.scorers.bench import Bench
+from fairway.audit.scorers.betting import AHEAD_NATS, Bets
 from fairway.audit.scorers.probes import audit_scorer
+from fairway.audit.scorers.scorer import scored
 from fairway.audit.scorers.verdicts import Probe, verdict_of
 from fairway.base.errors import UserError
 
@@ -152,8 +155,6 @@ def test_noise_is_allowed_up_to_a_bound(size: float, verdict: str, why: str) -> 
 
 
 def test_known_beginnings_are_bounded_apart() -> None:
-    from audit.honest import LongestFirst
-
     found = by_name(LongestFirst(), 0.0)
     why = found["known beginnings"].why
     assert "reaches the order of scoring" in why and "is worth at most" in why
@@ -164,9 +165,11 @@ class BeginningsShortestFirst(Plain):
     """Learns short documents first, and where documents begin: the order tells it that they become
     rarer."""
 
+    longest = False
+
     def score(self, ids: Any) -> Any:
         model = frozen()
-        for document in sorted(documents(ids), key=len):
+        for document in sorted(documents(ids), key=len, reverse=self.longest):
             for t in document:
                 yield t, nats(model.row(ids[t - 1])[ids[t]])
                 model.learn(ids[t - 1], ids[t])
@@ -176,6 +179,27 @@ def test_lengths_that_only_the_order_tells_are_not_free() -> None:
     found = audit_scorer(valid_bench(BeginningsShortestFirst, 3, 4.0))
     assert [p.name for p in found if p.verdict == "invalid"] == ["known beginnings"]
     assert "not paid for" in next(p.why for p in found if p.verdict == "invalid")
+
+
+class BeginningsLongestFirst(BeginningsShortestFirst):
+    """The other way round: beginnings become more frequent."""
+
+    longest = True
+
+
+def test_the_order_of_long_texts_tells_as_much_from_long_to_short() -> None:
+    # Of few words the scorer soon knows how often each is followed by a beginning.
+    words, ahead = np.array([2, 3]), []
+    for scorer in (BeginningsLongestFirst(), LongestFirst()):
+        draw, bets = np.random.default_rng(0), Bets()
+        for _ in range(8):
+            begins = draw.random(9000) < 1 / 15
+            ids = np.where(begins, BOS, draw.choice(words, 9000))
+            ids[0] = BOS
+            fair = np.where(begins, math.log(15), math.log(len(words) * 15 / 14))
+            bets.play(fair, scored(scorer, ids))
+        ahead.append(bets.ahead_nats)
+    assert ahead[0] > 2 * AHEAD_NATS and ahead[1] < AHEAD_NATS / 2
 
 
 def test_fresh_text_gives_an_interval() -> None:
