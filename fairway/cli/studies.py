@@ -211,13 +211,14 @@ def _on_cluster(asked: Any, out: Path, where: Any, kind: str, settings: list[str
 
 def _ablate(asked: Any, out: Path, where: Any, effect: float, dry_run: bool, as_json: bool) -> None:
     from fairway.studies.ahead import ahead
-    from fairway.studies.running import check_arms, expected_s, run_study, slots_of
+    from fairway.studies.running import check_arms, expected_s, keeps_pairs, run_study, slots_of
     from fairway.studies.table import summary, table_of
     from fairway.studies.telling import lines_of, plan_lines
 
     say, before = say_to(as_json), table_of(asked, out)
     check_arms(asked)
-    plan = ahead(asked, before, effect, slots_of(asked, where), expected_s(asked, before))
+    slots, run_s = slots_of(asked, where), expected_s(asked, before)
+    plan = ahead(asked, before, effect, slots, run_s, keeps_pairs(asked, where))
     if dry_run:
         emit(as_json, plan, *plan_lines(plan))
         return

@@ -145,8 +145,8 @@ def _check_training(config: Config) -> None:
             raise UserError(f"train.{name} {number} is not a multiple of train.{of} {unit}")
 
 
-# A product of float8 takes its dimensions in multiples of this.
-_FLOAT8_UNIT = 16
+# A product of float8 takes its dimensions in multiples of the unit, and sums over at least so many.
+_FLOAT8_UNIT, _FLOAT8_LEAST = 16, 32
 
 
 def _check_float8(config: Config) -> None:
@@ -156,10 +156,10 @@ def _check_float8(config: Config) -> None:
         "model.dim": model.dim, "model.mlp_dim": model.mlp_dim, "train.seq_len": train.seq_len,
     }  # fmt: skip
     for name, size in sizes.items() if train.float8 else ():
-        if size % _FLOAT8_UNIT:
+        if size % _FLOAT8_UNIT or size < _FLOAT8_LEAST:
             raise UserError(
-                f"train.float8 needs multiples of {_FLOAT8_UNIT}, and {name} is {size:,}; change "
-                "it or set train.float8=false"
+                f"train.float8 needs multiples of {_FLOAT8_UNIT}, at least {_FLOAT8_LEAST}, and "
+                f"{name} is {size:,}; change it or set train.float8=false"
             )
 
 

@@ -53,9 +53,13 @@ class Running(Protocol):
 
 
 class Place(Protocol):
-    """The place where jobs run: a host, or a cluster."""
+    """The place where jobs run: a host, or a cluster.
+
+    `cards` names the GPU of each slot; it is empty if slots have none or are not known.
+    """
 
     slots: int
+    cards: Sequence[str]
 
     def begin(self, job: Job, slot: int) -> Running:
         """Start a job in a slot."""
@@ -65,23 +69,23 @@ class Place(Protocol):
 
 
 def run_jobs(
-    following: Callable[[], Job | None],
+    following: Callable[[int], Job | None],
     ended: Callable[[Job, str], None],
     place: Place,
     until_s: float = float("inf"),
 ) -> None:
-    """Run the jobs that `following` returns one by one, at most as many at once as the place has
-    slots.
+    """Run the jobs that `following` returns for free slots, at most as many at once as the place
+    has slots.
 
-    None from `following` means that no job can start before another ends. `ended` receives the
-    reason of failure of each job, or ''. At the time `until_s` (`time.monotonic`) running jobs are
-    stopped.
+    None from `following` means that no job can start in this slot before another ends. `ended`
+    receives the reason of failure of each job, or ''. At the time `until_s` (`time.monotonic`)
+    running jobs are stopped.
     """
     running: dict[int, tuple[Job, Running]] = {}
     try:
         while time.monotonic() < until_s:
             for slot in range(place.slots):
-                if slot not in running and (job := following()):
+                if slot not in running and (job := following(slot)):
                     running[slot] = job, place.begin(job, slot)
             if not running:
                 return
@@ -112,10 +116,13 @@ def gpus_of_slots(slots: int, processes: int = 1) -> list[str | None]:
 
 
 class Host:
-    """This host: one slot for each given set of GPUs; None uses the visible ones."""
+    """This host: one slot for each given set of GPUs; None uses the visible ones.
 
-    def __init__(self, gpus: Sequence[str | None]) -> None:
-        self.gpus, self.slots = list(gpus), len(gpus)
+    `cards` are the GPUs of the slots by names that no other GPU has.
+    """
+
+    def __init__(self, gpus: Sequence[str | None], cards: Sequence[str] = ()) -> None:
+        self.gpus, self.slots, self.cards = list(gpus), len(gpus), cards
 
     def begin(self, job: Job, slot: int) -> Running:
         """Start a job as a child of this process."""

@@ -17,12 +17,17 @@ PUBLISHED_SD = (
 
 
 def ahead(
-    study: Study, table: Table, effect: float, slots: int, run_s: float | None
+    study: Study,
+    table: Table,
+    effect: float,
+    slots: int,
+    run_s: float | None,
+    keeps_pairs: bool = False,
 ) -> dict[str, Any]:
     """Return the number of runs of a study, their time, and the effects that they can show.
 
     `effect` is the smallest difference of interest, in bits per byte; `run_s` is the time of one
-    run in seconds, if it is known.
+    run in seconds, if it is known. With `keeps_pairs` all runs of a pair use the same slot.
     """
     noise = planned(NOISE, study.pairs) if study.noise else 0
     known = measured_sd(table)
@@ -34,6 +39,7 @@ def ahead(
         "pairs": study.pairs,
         "run_s": run_s,
         "slots": slots,
+        "keeps_pairs": keeps_pairs,
         "effect": effect,
         "questions": [_question(study, sd, source, effect) for sd, source in scatters],
     }

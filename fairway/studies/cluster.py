@@ -42,7 +42,7 @@ class Cluster:
                 "a cluster needs the package submitit; install it with "
                 "pip install 'fairway[cluster]'"
             ) from None
-        self.slots = slots
+        self.slots, self.cards = slots, ()
         minutes = _MINUTES if expected_s is None else max(5, round(expected_s / 20))
         parameters = {"timeout_min": minutes, **dict(map(_parameter, settings))}
         try:

@@ -32,6 +32,7 @@ class Line:
     `base` and `config` are digests of the settings of the base and of this arm, `data` is that of
     the text, and `sources` that of Fairway's own code. `planned` is the number of pairs that the
     study planned at its start. The seconds are those of the training and of the whole process.
+    `card` identifies one GPU of a host that has several; it is empty if it is not known.
     """
 
     schema: int = SCHEMA
@@ -62,6 +63,7 @@ class Line:
     code_bytes: int | None
     peak_bytes: int | None
     failed: str
+    card: str = ""
 
     def where(self) -> tuple[str, str]:
         """Return what the two runs of a pair must share besides the seed: device and sources."""
@@ -79,7 +81,7 @@ class Line:
 
 _TEXTS = (
     "arm", "recipe", "base", "config", "data", "commit", "sources", "fairway",
-    "torch", "device", "failed",
+    "torch", "device", "failed", "card",
 )  # fmt: skip
 _KIND = {
     **dict.fromkeys(("schema", "pair", "seed"), int),
@@ -163,7 +165,8 @@ def _read(text: bytes, where: str) -> Line:
         raise UserError(
             f"{where}: it has schema {str(facts['schema'])[:20]}, this Fairway reads {SCHEMA}"
         )
-    fault = fault_of(facts, _KIND, "it")
+    # Lines of before 2026-11-27 have no card.
+    fault = fault_of({"card": "", **facts} if isinstance(facts, dict) else facts, _KIND, "it")
     if not fault and (unknown := facts.keys() - _KIND.keys()):
         fault = f"it has '{min(unknown)[:40]}', which no study writes"
     if not fault and not is_name(facts["arm"]):

@@ -2,12 +2,16 @@
 
 Every run is `fairway run --until` in its own folder below the study's. Pairs run in turn, the base
 first, so that a study that is stopped early has complete pairs.
+
+By the clock a slower GPU makes fewer steps. The GPUs of a host differ: two cards of one host at
+their power limit ran at 1,665 and 1,860 MHz, and one made 4 % fewer steps (2026-11-27). So all runs
+of a pair use one GPU, and each pair begins with the next arm, because a card is cool at first.
 """
 
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,10 +60,11 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A started run: its arm and pair, its start, and its sources."""
+    """A started run: its arm and pair, its GPU, its start, and its sources."""
 
     arm: Arm
     pair: int
+    card: str
     start_s: float
     commit: str
     sources: str
@@ -67,7 +72,10 @@ class _Begun:
 
 @dataclass(eq=False)
 class _Queue:
-    """The remaining runs of a study, in order."""
+    """The remaining runs of a study, in order.
+
+    `cards` are the GPUs of the slots. `slots` has the slot of each pair that must stay in one.
+    """
 
     study: Study
     table: Table
@@ -75,13 +83,28 @@ class _Queue:
     where: Where
     say: Say
     until_s: float
+    cards: Sequence[str] = ()
     here: dict[str, list[str]] = field(default_factory=dict)
     begun: dict[str, _Begun] = field(default_factory=dict)
+    slots: dict[int, int] = field(default_factory=dict)
 
-    def following(self) -> Job | None:
-        """Return the next run that may begin now, or None."""
-        found = next(self._missing(), None)
-        return self._job(*found) if found and self._in_time(found[0]) else None
+    def use(self, cards: Sequence[str]) -> None:
+        """Set the GPUs of the slots; pairs that began on one of them by the clock stay there."""
+        self.cards = cards
+        for line in self.table.lines:
+            if line.card in cards and line.clock == "wall":
+                slot = cards.index(line.card)
+                self.slots.setdefault(line.seed - self.study.first_seed, slot)
+
+    def following(self, slot: int) -> Job | None:
+        """Return the next run that may begin in a slot now, or None."""
+        here = (one for one in self._missing() if self.slots.get(one[1], slot) == slot)
+        found = next(here, None)
+        if not found or not self._in_time(found[0]):
+            return None
+        if self.cards and by_clock(self.study):
+            self.slots[found[1]] = slot
+        return self._job(*found, self.cards[slot] if self.cards else "")
 
     def _missing(self) -> Iterator[tuple[Arm, int]]:
         study = self.study
@@ -93,7 +116,7 @@ class _Queue:
         if self.table.verdict(BASE) == "failing" or all(arm.name in over for arm in study.arms):
             return
         for pair in range(study.pairs):
-            for arm in study.all_arms():
+            for arm in _in_turn(study, pair):
                 if pair in failed or arm.name in over or pair >= planned(arm.name, study.pairs):
                     continue
                 if (arm.name, pair) not in done | running:
@@ -116,7 +139,7 @@ class _Queue:
             return left_s > self.where.budget_s / 2
         return needs_s <= left_s
 
-    def _job(self, arm: Arm, pair: int) -> Job:
+    def _job(self, arm: Arm, pair: int, card: str) -> Job:
         study = self.study
         name = f"{arm.name}-{study.first_seed + pair}"
         folder = run_folder(self.out, study, arm, pair)
@@ -124,7 +147,7 @@ class _Queue:
         for text in (*study.overrides(arm, pair), *self.here[arm.name]):
             words += ["--set", text]
         self.say(f"pair {pair + 1}, {arm.name}: running, log in {folder.name}.log")
-        self.begun[name] = _Begun(arm, pair, time.monotonic(), _commit(), sources_digest())
+        self.begun[name] = _Begun(arm, pair, card, time.monotonic(), _commit(), sources_digest())
         return Job(name, tuple(words), folder, folder.with_name(f"{folder.name}.log"))
 
     def ended(self, job: Job, reason: str) -> None:
@@ -140,6 +163,18 @@ class _Queue:
         self.say(f"pair {pair + 1}, {arm.name}: {what} ({units.duration(line.whole_s)})")
         if arm.name not in (BASE, NOISE) and self.table.is_over(arm.name):
             self.say(f"{arm.name}: {self.table.verdict(arm.name)}; no more runs of it")
+
+
+def by_clock(study: Study) -> bool:
+    """Return whether the runs of a study end by the clock."""
+    return study.config(_BASE).train.clock == "wall"
+
+
+def _in_turn(study: Study, pair: int) -> list[Arm]:
+    """Return the arms in the order of a pair; by the clock each arm is first in some pairs."""
+    arms = list(study.all_arms())
+    first = pair % len(arms) if by_clock(study) else 0
+    return arms[first:] + arms[:first]
 
 
 def expected_s(study: Study, table: Table, arm: Arm = _BASE) -> float | None:
@@ -188,6 +223,7 @@ def run_study(study: Study, out: Path, where: Where, say: Say) -> tuple[Table, b
             machine = _machine(study.config(arm).runtime) if where.place is None else []
             queue.here[arm.name] = [*_text(study, arm, out, say), *machine]
         place = where.place or _host(study, where)
+        queue.use(place.cards)
         run_jobs(queue.following, queue.ended, place, until_s)
         return table, queue.is_done()
 
@@ -210,7 +246,18 @@ def _host(study: Study, where: Where) -> Host:
         return Host([None] * slots)
     if slots > gpus:
         raise UserError(f"--at-once is {slots}, but torch sees {gpus} GPUs; lower it")
-    return Host(gpus_of_slots(slots))
+    return Host(gpus_of_slots(slots), _cards(slots) if slots > 1 else ())
+
+
+def _cards(slots: int) -> list[str]:
+    """Return the unique names of the GPUs of slots, which are the visible ones in order."""
+    return [str(torch.cuda.get_device_properties(slot).uuid) for slot in range(slots)]
+
+
+def keeps_pairs(study: Study, where: Where) -> bool:
+    """Return whether all runs of a pair wait for one GPU of several."""
+    several = _gpus(study) > 1 and slots_of(study, where) > 1
+    return by_clock(study) and where.place is None and several
 
 
 @functools.cache
@@ -302,6 +349,7 @@ def line_of(study: Study, begun: _Begun, job: Job, failed: str, whole_s: float) 
         torch=torch.__version__,
         whole_s=round(max(whole_s, stages_s), 3),
         failed=failed,
+        card=begun.card,
         **known,
     )
 

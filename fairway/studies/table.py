@@ -264,6 +264,11 @@ def cautions(table: Table) -> list[str]:
             f"other work slowed the machine in {counted(len(out), 'run')}, which the table leaves "
             f"out (fewer steps than {STEADY} of the arm's median): {names}{more}"
         )
+    if count := _crossing(done):
+        found.append(
+            f"the two runs of {counted(count, 'pair')} used different GPUs of a host; by the clock "
+            "a faster GPU makes more steps, so these differences are partly those of the GPUs"
+        )
     for arm in table.arms():
         lost = _lost(table, arm)
         if lost:
@@ -274,6 +279,16 @@ def cautions(table: Table) -> list[str]:
         if len({line.text_bytes for line in done if line.arm in (arm, BASE)}) > 1:
             found.append(f"{arm} and {BASE} were scored on different numbers of bytes")
     return found
+
+
+def _crossing(done: Sequence[Line]) -> int:
+    """Return how many pairs by the clock ran on two GPUs that are known to be different."""
+    bases = {(line.seed, *line.where()): line.card for line in done if line.arm == BASE}
+    return sum(
+        line.clock == "wall" and line.card != card
+        for line in done
+        if line.card and (card := bases.get((line.seed, *line.where()), ""))
+    )
 
 
 def _lost(table: Table, arm: str) -> int:

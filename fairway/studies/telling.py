@@ -1,5 +1,6 @@
 """A study's table for the terminal, 80 columns wide: numbers, and a forest plot below them."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,8 +130,12 @@ def plan_lines(found: dict[str, Any]) -> list[str]:
     ]
     left = found["runs"] - found["done"]
     if found["run_s"] is not None and left > 0:
-        whole = found["run_s"] * left / found["slots"]
+        # Single runs, or the runs of a pair one after another.
+        size = 1 + found["arms"] if found["keeps_pairs"] else 1
+        rounds = min(left, math.ceil(left / size / found["slots"]) * size)
+        whole = found["run_s"] * rounds
         at_once = f", {found['slots']} at once" if found["slots"] > 1 else ""
+        at_once += ", each pair on one GPU" if found["keeps_pairs"] else ""
         lines.append(
             f"about {units.duration(found['run_s'])} a run{at_once}: {units.duration(whole)} in all"
             " at most; what is decided stops before"

@@ -60,7 +60,7 @@ def _failures(plan: Plan, out: Path, say: Say) -> dict[int, str]:
     failures: dict[int, str] = {}
     waiting = list(plan.seeds)
 
-    def following() -> Job | None:
+    def following(slot: int) -> Job | None:
         if not waiting:
             return None
         seed = waiting.pop(0)

@@ -39,15 +39,16 @@ def apart(got: Tensor, wanted: Tensor) -> float:
     return float((got.double() - wanted).norm() / wanted.norm())
 
 
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("dtype", [VALUE, GRADIENT])
 @pytest.mark.parametrize(("N", "C"), [(16, 16), (144, 80), (48, 208)])
 def test_a_matrix_and_its_transpose_are_the_nearest_numbers(
-    dtype: torch.dtype, N: int, C: int
+    given: torch.dtype, dtype: torch.dtype, N: int, C: int
 ) -> None:
-    x = randn(N, C).bfloat16()
+    x = randn(N, C).bfloat16().to(given)
     x[0] = 0.0
     x[1], x[2] = 1e4, -1e4
-    x[3] *= 1e-4
+    x[3] = (x[3] * 1e-4).bfloat16()
     unit = torch.tensor(3.0 / MOST[dtype], device=DEVICE)
     found = eight.eight_of(x, unit, dtype)
     wanted = rounded(x, unit, dtype)
@@ -89,8 +90,8 @@ class Mlp:
         weights = eight.weights_of(self.up, self.down, self.scale)
         root = math.sqrt(self.g.shape[1])
         g = rounded(self.g, torch.tensor(root / MOST[VALUE], device=DEVICE), VALUE)
-        up = rounded(self.up, weights.up.unit, VALUE)
-        down = rounded(self.down * self.scale[:, None], weights.down.unit, VALUE)
+        up = rounded(self.up.bfloat16(), weights.up.unit, VALUE)
+        down = rounded((self.down * self.scale[:, None]).bfloat16(), weights.down.unit, VALUE)
         h = g @ up.T
         square = rounded(F.leaky_relu(h, leak).square(), weights.square_unit, VALUE)
         out = self.u.double() + square @ down.T
@@ -122,7 +123,7 @@ def test_an_mlp_is_that_of_its_roundings(
 
 
 def test_a_zero_gradient_gives_zeros() -> None:
-    mlp = Mlp(32, 16, 48, 0.0)
+    mlp = Mlp(32, 32, 48, 0.0)
     assert not any(grad.any() for grad in mlp.found(0.5)[1:])
 
 

@@ -56,6 +56,8 @@ class FakePlace:
     score: Score
     fails: dict[str, str] = field(default_factory=dict)
     slots: int = 1
+    cards: tuple[str, ...] = ()
+    used: list[int] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     stop_after: int = 10**9
 
@@ -63,6 +65,7 @@ class FakePlace:
         if len(self.jobs) >= self.stop_after:
             raise KeyboardInterrupt
         self.jobs.append(job)
+        self.used.append(slot)
         job.folder.mkdir(parents=True, exist_ok=True)
         arm, _, seed = job.name.rpartition("-")
         if job.name not in self.fails:

@@ -187,6 +187,57 @@ def test_the_plan_is_told_before_anything_runs(ablate: Ablate, place: FakePlace)
     assert "as the pairs so far do" in later.out and "a run" in later.out
 
 
+def used(place: FakePlace) -> dict[str, set[int]]:
+    """Return the slots of the runs of each pair, by seed."""
+    found: dict[str, set[int]] = {}
+    for name, slot in zip(place.names(), place.used, strict=True):
+        found.setdefault(name.rpartition("-")[2], set()).add(slot)
+    return found
+
+
+def test_by_the_clock_a_pair_stays_on_one_gpu_and_arms_begin_in_turn(
+    ablate: Ablate, place: FakePlace, tmp_path: Path
+) -> None:
+    line = "--arm same:optim.beta2=0.9 --arm more:optim.momentum=0.8 --keep-hopeless --clock wall"
+    place.slots, place.cards, place.stop_after = 2, ("GPU-a", "GPU-b"), 7
+    assert ablate(f"{line} --pairs 4").code == 130
+    assert [len(slots) for slots in used(place).values()] == [1, 1, 1]
+    # The next call names the GPUs in another order.
+    before, place.cards, place.stop_after = dict(used(place)), ("GPU-b", "GPU-a"), 10**9
+    place.jobs, place.used = [], []
+    done = ablate(f"{line} --pairs 4")
+    assert done.code == 0 and "different GPUs" not in done.out
+    for seed, slots in used(place).items():
+        assert len(slots) == 1
+        if seed in before and seed != "3":
+            assert slots == {1 - slot for slot in before[seed]}
+    lines = read_lines(tmp_path / "study" / LINES)
+    assert len(lines) == 12 and len({(line.seed, line.card) for line in lines}) == 4
+    first = {seed: next(n.arm for n in lines if n.seed == seed) for seed in (1, 2, 3, 4)}
+    assert first == {1: "base", 2: "same", 3: "more", 4: "base"}
+
+
+def test_by_steps_runs_go_to_any_gpu(ablate: Ablate, place: FakePlace) -> None:
+    place.slots, place.cards = 2, ("GPU-a", "GPU-b")
+    assert ablate(f"{ARMS} --pairs 3 --keep-hopeless --clock steps").code == 0
+    assert any(len(slots) == 2 for slots in used(place).values())
+
+
+def test_time_ahead_counts_pairs_that_wait_for_their_gpu(
+    ablate: Ablate, place: FakePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fairway.studies.running._gpus", lambda study: 4)
+    line = "--arm same:optim.beta2=0.9 --clock wall --set train.budget_s=70 --set train.reserve_s=0"
+    assert (
+        "4 at once, each pair on one GPU: 6 min 40 s in all"
+        in ablate(f"{line} --pairs 6 --dry-run").out
+    )
+    assert (
+        "2 at once, each pair on one GPU: 10 min 00 s"
+        in ablate(f"{line} --pairs 6 --at-once 2 --dry-run").out
+    )
+
+
 BAD = [
     ("", "add --arm"),
     ("--arm wide", "is not an arm"),

@@ -14,6 +14,7 @@ from scipy import stats
 from studies.fake import noisy
 
 from fairway.base.errors import UserError
+from fairway.base.files import canonical_json, digest_bytes
 from fairway.studies.lines import (
     LINES,
     Line,
@@ -344,3 +345,24 @@ def test_what_a_merge_does_not_take_is_refused(cli: Cli) -> None:
     ):
         done = cli("ablate", *words)
         assert done.code == 2 and told in done.err
+
+
+def test_lines_without_a_card_are_read_as_they_were_written(tmp_path: Path) -> None:
+    facts = json.loads(written(LINE))
+    del facts["card"], facts["id"]
+    facts["id"] = digest_bytes(canonical_json(facts))[:16]
+    (tmp_path / LINES).write_text(json.dumps(facts) + "\n")
+    assert read_lines(tmp_path / LINES) == [LINE]
+
+
+def test_pairs_by_the_clock_on_two_gpus_are_told() -> None:
+    runs = lines({"wide": -0.01}, clock="wall")
+    assert not any("different GPUs" in text for text in cautions(Table(runs, "ema", 0.05)))
+    apart = [
+        replace(line, card="GPU-a" if line.arm == "base" or line.seed == 1 else "GPU-b")
+        for line in runs
+    ]
+    (told,) = (text for text in cautions(Table(apart, "ema", 0.05)) if "different GPUs" in text)
+    assert "the two runs of 3 pairs used" in told
+    by_steps = [replace(line, clock="steps") for line in apart]
+    assert not any("different GPUs" in text for text in cautions(Table(by_steps, "ema", 0.05)))

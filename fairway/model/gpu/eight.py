@@ -33,6 +33,8 @@ MOST = {VALUE: 448.0, GRADIENT: 57_344.0}
 # Nothing is divided by less than this: matrices may be zero, as at the start of a run.
 _LEAST = 1e-30
 _TILE = 64
+# Products of float8 take half the time, so more of them wait for memory at once.
+_WARPS, _STAGES = 8, 5
 
 # Numbers of 8 bits, and the number by which they are multiplied.
 Side = tuple[Tensor, Tensor]
@@ -112,9 +114,15 @@ def _slope_eight_kernel(
     _store_eight(right, most, rows_desc, turned_desc, row, column + OUTPUTS // 2)
 
 
+def _sizes_eight(a_ND: Tensor, b_FD: Tensor) -> dict[str, int | bool]:
+    return products._sizes(a_ND, b_FD, _STAGES) | {"num_warps": _WARPS}
+
+
 def eight_of(x_NC: Tensor, unit: Tensor, dtype: torch.dtype) -> Eight:
     """Return a matrix in float8, in multiples of `unit`; larger values become the largest one."""
     N, C = x_NC.shape
+    # Triton 3.6 on an H100 wrote wrong transposes of tiles that it had read as float32.
+    x_NC = x_NC.bfloat16().contiguous()
     out = _empty_eight(x_NC, N, C, unit, dtype)
     sizes = {"ROWS": _TILE, "COLUMNS": _TILE}
     tiles = triton.cdiv(N, _TILE) * triton.cdiv(C, _TILE)
@@ -128,7 +136,8 @@ def eight_of(x_NC: Tensor, unit: Tensor, dtype: torch.dtype) -> Eight:
 
 def measured(x_NC: Tensor) -> Eight:
     """Return a matrix in float8, with a unit by its largest value."""
-    return eight_of(x_NC, x_NC.abs().amax().float().clamp_min(_LEAST) / MOST[VALUE], VALUE)
+    most = torch.linalg.vector_norm(x_NC, math.inf)
+    return eight_of(x_NC, most.float().clamp_min(_LEAST) / MOST[VALUE], VALUE)
 
 
 def up_eight(
@@ -138,7 +147,7 @@ def up_eight(
     N, F = len(x.rows), len(weight.rows)
     out_NF = x.rows.new_empty(N, F, dtype=dtype)
     eight = _empty_eight(x.rows, N, F, unit, VALUE)
-    sizes = products._sizes(x.rows, weight.rows, 3)
+    sizes = _sizes_eight(x.rows, weight.rows)
     programs = min(products._tiles(N, F, sizes), 2 * products._processors(x.rows))
     half = sizes["OUTPUTS"] // 2
     _up_eight_kernel[(programs,)](
@@ -202,7 +211,7 @@ class EightWeights(NamedTuple):
 def weights_of(up_FD: Tensor, down_DF: Tensor, scale_D: Tensor) -> EightWeights:
     """Return up and the scaled down in float8, with units by their largest values."""
     scaled_DF = down_DF * scale_D[:, None]
-    up, down = (measured(weight) for weight in (up_FD.contiguous(), scaled_DF))
+    up, down = measured(up_FD), measured(scaled_DF)
     most_x = up_FD.new_full((), math.sqrt(up_FD.shape[1]))
     most_h = most_x * up_FD.norm(dim=1).amax()
     most_slope = 2.0 * most_h * most_x * scaled_DF.norm(dim=0).amax()
@@ -215,7 +224,7 @@ def slope_eight(g: Eight, weights: EightWeights, square_NF: Tensor, leak: float)
     """Return (g down) times the slope of leaky(h)^2 in float8, [N, F], from the square."""
     N, F = square_NF.shape
     out = _empty_eight(square_NF, N, F, g.unit * weights.slope_unit, GRADIENT)
-    sizes = products._sizes(g.rows, weights.down.turned, 2)
+    sizes = _sizes_eight(g.rows, weights.down.turned)
     half = sizes["OUTPUTS"] // 2
     _slope_eight_kernel[(products._tiles(N, F, sizes),)](
         *products._inputs(g.rows, weights.down.turned, sizes), products._halves(square_NF, sizes),
