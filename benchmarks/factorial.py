@@ -102,12 +102,20 @@ def child(asked: argparse.Namespace, gpu: int, settings: list[str]) -> dict[str,
     return row
 
 
+def finished(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file without those of failed runs."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for row in rows if "failed" not in row]
+
+
 def run(asked: argparse.Namespace) -> None:
-    """Run the design, so many at a time; a line for each run is added to the file."""
+    """Run what is missing of the design, so many at a time; each run adds a line to the file."""
     shared, factors = read_factors(asked.factors)
+    done = {row["seed"] for row in finished(asked.out)} if asked.out.exists() else set()
     jobs: queue.Queue[tuple[int, list[int]]] = queue.Queue()
     for job in enumerate(design(len(factors)), 1):
-        jobs.put(job)
+        if job[0] not in done:
+            jobs.put(job)
     start_s, lock = time.monotonic(), threading.Lock()
 
     def work(gpu: int) -> None:
@@ -138,8 +146,7 @@ def run(asked: argparse.Namespace) -> None:
 def effects(asked: argparse.Namespace) -> None:
     """Print every factor's effect on every score, and what chance would make of noise."""
     _, factors = read_factors(asked.factors)
-    rows = [json.loads(line) for line in asked.rows.read_text().splitlines()]
-    rows = [row for row in rows if "failed" not in row]
+    rows = finished(asked.rows)
     least = len(factors) + 1
     assert len(rows) >= least, f"{len(rows)} runs cannot tell {len(factors)} factors; run {least}"
     levels_RF = np.array([[2 * level - 1 for level in row["levels"]] for row in rows])

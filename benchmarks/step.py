@@ -1,6 +1,6 @@
 """A training step of the seed system on one GPU: floor, forward and backward, the whole step.
 
-    python benchmarks/step.py [--recipe NAME] [--set train.float8=true] [--compiled] [--profile]
+    python benchmarks/step.py [--recipe NAME] [--set SETTING=VALUE] [--compiled] [--profile]
     torchrun --standalone --nproc-per-node=2 benchmarks/step.py     # whole steps alone
 
 Prints the measured floor, then milliseconds per micro-step of `rows` x 2,048 tokens without and
@@ -143,7 +143,6 @@ def new_model(config: Config, plan: Plan) -> GPT:
             if name.endswith("proj.weight"):
                 weight.normal_(0.0, 0.02)
     prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
-    model.operations.float8 = config.train.float8
     return model
 
 
@@ -191,8 +190,7 @@ def passes(name: str, config: Config, plan: Plan, rows: int, compiled: bool = Fa
 # Kinds of kernels by parts of their names, in the order in which they are tried.
 KINDS = {
     "attention": ("attn", "flash", "fmha", "cudnn", "mha"),
-    "MLP products with activation": ("_up_kernel", "_slope_kernel", "_up_eight", "_slope_eight"),
-    "casts to float8": ("_eight_kernel",),
+    "MLP products with activation": ("_up_kernel", "_slope_kernel"),
     "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "cublas", "splitk"),
     "entering blocks": ("_enter",),
     "norms and embedding": ("_norm", "embedding"),

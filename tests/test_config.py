@@ -116,24 +116,6 @@ def test_former_settings_are_none_of_today_and_a_new_name_is_told() -> None:
         override(Config(), ["model.attn_gate=head"])
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "model.dim=520",
-        "model.mlp_dim=2056",
-        "train.seq_len=2024 train.batch_tokens=4048",
-        "model.mlp_dim=16",
-    ],
-)
-def test_float8_needs_sizes_that_its_products_take(words: str) -> None:
-    changes = words.split()
-    few = [f"train.micro_tokens={changes[1].partition('=')[2]}"] if len(changes) > 1 else []
-    name, _, size = changes[0].partition("=")
-    assert override(recipe("pr1858"), [*changes, *few])
-    with pytest.raises(UserError, match=f"multiples of 16, .*{name} is {int(size):,}; change it"):
-        override(recipe("pr1858"), [*changes, *few, "train.float8=true"])
-
-
 def test_there_are_at_most_120_settings() -> None:
     assert len(list(settings(Config()))) <= 120
 

@@ -234,7 +234,7 @@ SCHEMA: dict[str, set[str]] = {
         *("ledger_bpb", "difference_share", "frequency_bits", "code_s", "decode_s", "equal"),
         "experts",
     },
-    "seconds": {*ALL, "calibrate", "quantise", "total"},
+    "seconds": {*ALL - {"pack"}, "calibrate", "quantise", "coding", "pack, other", "total"},
 }
 
 

@@ -110,14 +110,3 @@ def test_another_order_is_another_configuration_to_a_checkpoint(
 ) -> None:
     orders = [what_trains(tiny(f"data.order_seed={order}")) for order in (0, 1, "seed", 42)]
     assert orders[0] != orders[1] and orders[2] == orders[3] != orders[1]
-
-
-def test_a_machine_without_kernels_refuses_float8_before_the_text_is_built(
-    cli: Cli, tmp_path: Path
-) -> None:
-    done = cli(
-        "run", "smoke", "--set", "train.float8=true", "--set", "runtime.device=cpu",
-        "--out", tmp_path / "run",
-    )  # fmt: skip
-    assert done.code == 2 and "train.float8 needs Fairway's kernels" in done.err
-    assert not list((tmp_path / "run").glob("data*"))

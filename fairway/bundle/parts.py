@@ -86,7 +86,6 @@ PARTS = (
         lambda config: config.runtime.kernels != "plain",
         ("fairway.model.gpu.adapters", "fairway.model.gpu.operations"),
     ),
-    Part("train.float8", lambda config: config.train.float8, ("fairway.model.gpu.eight",)),
 )
 
 

@@ -33,7 +33,6 @@ def check(config: Config) -> None:
             "the other to 0"
         )
     _check_training(config)
-    _check_float8(config)
     _check_scoring(config)
 
 
@@ -143,24 +142,6 @@ def _check_training(config: Config) -> None:
         number, unit = getattr(train, name), getattr(train, of)
         if number % unit:
             raise UserError(f"train.{name} {number} is not a multiple of train.{of} {unit}")
-
-
-# A product of float8 takes its dimensions in multiples of the unit, and sums over at least so many.
-_FLOAT8_UNIT, _FLOAT8_LEAST = 16, 32
-
-
-def _check_float8(config: Config) -> None:
-    """Raise UserError unless every product of the MLP can be float8."""
-    model, train = config.model, config.train
-    sizes = {
-        "model.dim": model.dim, "model.mlp_dim": model.mlp_dim, "train.seq_len": train.seq_len,
-    }  # fmt: skip
-    for name, size in sizes.items() if train.float8 else ():
-        if size % _FLOAT8_UNIT or size < _FLOAT8_LEAST:
-            raise UserError(
-                f"train.float8 needs multiples of {_FLOAT8_UNIT}, at least {_FLOAT8_LEAST}, and "
-                f"{name} is {size:,}; change it or set train.float8=false"
-            )
 
 
 def _check_scoring(config: Config) -> None:

@@ -23,7 +23,7 @@ _FIXED = {
     "skip_gates tie_embeddings x0_values rope_base",
     "optim": "newton_schulz_steps eps radius momentum_end momentum_fall grad_power embed_beta2 "
     "cool_power row_normalise head_lr row_floor beta1 embed_wd scalar_wd",
-    "train": "log_every_s rate_bits rate_share rate_errors rate_weight",
+    "train": "log_every_s rate_bits rate_share rate_errors rate_weight float8",
     "quant": "damp block act_order states gradient_damp stripe tune_lr tune_steps column_steps "
     "lqer_matrices lqer_norm",
     "pack": "shuffle",

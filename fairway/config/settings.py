@@ -201,11 +201,6 @@ class TrainConfig:
         "Attention window during parts of a run: '256@0.3 512@0.6' is 256 tokens until 30 % of it"
         " and 512 until 60 %. Afterwards, and if empty, model.window applies.",
     )
-    float8: bool = opt(
-        False,
-        "Compute the products of the MLP in float8 during training. It needs Fairway's kernels and"
-        " a GPU of compute capability 8.9 or newer.",
-    )
     warmup_steps: int = opt(
         20,
         "Training steps that run before the clock starts; their result is discarded.",

@@ -26,8 +26,6 @@ from fairway.machine.ranks import Ranks
 from fairway.model import attention
 from fairway.model.need import Way
 
-# The first compute capability with products of float8.
-FLOAT8 = (8, 9)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -219,18 +217,6 @@ def _kernels(name: str, device: str, dtype: str) -> str:
     if name == "fused" and missing:
         raise UserError(f"runtime.kernels is fused, but {missing}; set runtime.kernels=plain")
     return "plain" if missing or name == "plain" else "fused"
-
-
-def require_float8(plan: Plan) -> None:
-    """Raise UserError unless products of float8 run here."""
-    missing = ""
-    if plan.kernels != "fused":
-        missing = f"needs Fairway's kernels, and this run on {plan.device} has none"
-    elif plan.device == "cuda" and torch.cuda.get_device_capability() < FLOAT8:
-        own = "{}.{}".format(*torch.cuda.get_device_capability())
-        missing = f"needs a GPU of compute capability 8.9 or newer, and this one has {own}"
-    if missing:
-        raise UserError(f"train.float8 {missing}; set train.float8=false")
 
 
 def _probe_cpu(config: RuntimeConfig) -> tuple[int, str, str]:

@@ -40,13 +40,12 @@ _WIDE = 4
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a model computes: with kernels or plainly, the bytes of a number, whether attention
-    stores all scores, and whether the MLP's products are float8."""
+    """How a model computes: with kernels or plainly, the bytes of a number, and whether attention
+    stores all scores."""
 
     fused: bool
     itemsize: int
     scores: bool = False
-    float8: bool = False
 
 
 def way_of(model: GPT) -> Way:
@@ -206,9 +205,7 @@ def _visit_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
     elif config.lanes == 2:
         # The second lane, both outputs, its norm before and after the scale.
         numbers += 5 * D
-    # The MLP's input and square, transposed, in bytes.
-    eight = D + F if way.float8 else 0
-    return way.itemsize * numbers + eight + 8 + _attention_kept(config, way, T)
+    return way.itemsize * numbers + 8 + _attention_kept(config, way, T)
 
 
 def _joins(config: ModelConfig, looping: bool) -> int:
@@ -238,7 +235,7 @@ def learning_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> floa
     D, W, F, _ = _widths(config)
     V = config.vocab_size
     loss = V + D if way.fused else 2 * V
-    mlp = F + (3 if way.float8 else 2) * D
+    mlp = F + 2 * D
     attend = 6 * D + 4 * W + _scores(config, way, T)
     back = (0 if way.fused else V) + D + max(mlp, attend)
     return kept_bytes(config, way, looping, T) + way.itemsize * max(loss, back)

@@ -73,8 +73,6 @@ class Operations:
     """Plain formulas. A subclass with kernels sets `fused`."""
 
     fused = False
-    # Whether kernels compute the products of the MLP in float8 where gradients are computed.
-    float8 = False
 
     def watched(self, tell: Tell) -> "Operations":
         """Return the same steps, which report the inputs of layers to `tell` where they bypass

@@ -69,7 +69,7 @@ def pack_model(
         def size_at(setting: float) -> int:
             file = Path(folder) / str(len(packs))
             packs[setting] = _pack(text, method, setting, file, provenance)
-            return file.stat().st_size + code_bytes
+            return packs[setting].bytes + code_bytes
 
         chosen = method.choose(size_at)
         packs[chosen].file.replace(path)
@@ -88,6 +88,8 @@ def pack_model(
         method.key: chosen,
         "digest": digest_file(path),
         "packs": len(packs),
+        # Of artifact and code, in the order of the packs.
+        "sizes": [pack.bytes + code_bytes for pack in packs.values()],
         "limit_bytes": config.pack.limit_bytes,
         "code_bytes": code_bytes,
         "sections": [{"name": name, "bytes": count} for name, count in account],
@@ -95,7 +97,7 @@ def pack_model(
         "seconds": {
             "calibrate": calibrate_s,
             "quantise": sum(pack.quantise_s for pack in packs.values()),
-            "pack": sum(pack.write_s for pack in packs.values()),
+            "coding": sum(pack.write_s for pack in packs.values()),
         },
     }
 
@@ -153,6 +155,7 @@ class _Pack:
     """The artifact of one clip multiplier, and the cost of making it."""
 
     file: Path
+    bytes: int
     quantised: QuantisedModel
     account: Account
     quantise_s: float
@@ -168,7 +171,8 @@ def _pack(
     quantised_s = time.perf_counter()
     account = save_artifact(file, quantised, config.model, config.pack, tokenizer, provenance)
     end_s = time.perf_counter()
-    return _Pack(file, quantised, account, quantised_s - start_s, end_s - quantised_s)
+    size = file.stat().st_size
+    return _Pack(file, size, quantised, account, quantised_s - start_s, end_s - quantised_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

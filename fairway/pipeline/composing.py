@@ -36,6 +36,9 @@ def compose(
     }
     # Counting the text is not reported as separate work.
     seconds = {name: taken_s for name, taken_s in folder.seconds().items() if name != "text"}
+    total_s = sum(seconds.values())
+    # The parts of packing replace their sum; the rest is compiling and statistics.
+    parts = _parts_of_packing(packed["seconds"], seconds.pop("pack"))
     return {
         "schema": SCHEMA,
         "recipe": public.recipe,
@@ -63,13 +66,18 @@ def compose(
         "baselines": facts.get("baselines"),
         "weights": packed["weights"],
         "matrices": packed["matrices"],
-        # The seconds of the parts of packing replace their sum.
-        "seconds": {**seconds, **packed["seconds"], "total": sum(seconds.values())},
+        "seconds": {**seconds, **parts, "total": total_s},
         "memory": folder.memory_of_stages(),
         "proof": facts.get("proof") if public.prove.bytes else None,
         "audit": facts.get("audit"),
         "samples": (facts.get("samples") or {"samples": []})["samples"],
     }
+
+
+def _parts_of_packing(parts_s: dict[str, float], whole_s: float) -> dict[str, float]:
+    # In folders of before 2026-11-27 the part that codes is named like the whole.
+    named = {"coding" if name == "pack" else name: taken_s for name, taken_s in parts_s.items()}
+    return {**named, "pack, other": max(0.0, whole_s - sum(named.values()))}
 
 
 def _origin(origin: dict[str, Any] | None) -> dict[str, Any] | None:

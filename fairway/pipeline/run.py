@@ -7,7 +7,7 @@ from typing import Any
 from fairway.base.files import digest_file, read_json, write_json
 from fairway.base.names import ARTIFACT, CHECKPOINT, COSTS, WEIGHTS
 from fairway.config.overrides import override
-from fairway.machine.plan import device_name, require_float8
+from fairway.machine.plan import device_name
 from fairway.pipeline.codesize import known_code, measure_code
 from fairway.pipeline.composing import compose
 from fairway.pipeline.earlier import earlier_runs
@@ -62,8 +62,6 @@ class Pipeline(Work):
         `restart`."""
         if self.ranks.first:
             require_packages()
-            if self.config.train.float8 and "train" not in self.folder.all_facts():
-                require_float8(self.plan())
             self.data(build=True)
             if not (resume or restart):
                 self._inputs.refuse_unfinished()

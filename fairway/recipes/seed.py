@@ -167,7 +167,14 @@ def best() -> Config:
             warmdown_share=1.0,
         ),
         train=proxy.train,
-        ttt=replace(base.ttt, lora_chunks="24", lora_lr=6e-5, lora_phases=6, lr=0.015),
+        ttt=replace(
+            base.ttt,
+            lora_chunks="24",
+            lora_lr=6e-5,
+            lora_factors="mlp 0.25 head 2",
+            lora_phases=6,
+            lr=0.015,
+        ),
     )
 
 
@@ -196,7 +203,9 @@ def best_600() -> Config:
             row_beta=0.95,
         ),
         train=replace(base.train, budget_s=600.0, batch_tokens=147_456, micro_tokens=147_456),
-        ttt=replace(base.ttt, lora_chunks="48", lora_lr=1e-4, lora_phases=0, lr=0.005),
+        ttt=replace(
+            base.ttt, lora_chunks="48", lora_lr=1e-4, lora_factors="", lora_phases=0, lr=0.005
+        ),
     )
 
 

@@ -24,11 +24,6 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "Beltagy et al. 2020, arXiv 2004.05150",
         lambda c: any(layer_windows(c.model)) or bool(c.train.windows),
     ),
-    (
-        "products of float8 in training",
-        "Micikevicius et al. 2022, arXiv 2209.05433",
-        lambda c: c.train.float8,
-    ),
     ("documents that do not see one another", "#1530", lambda c: c.train.documents),
     ("gates of heads", "#1667", lambda c: c.model.gate_features > 0),
     ("SmearGate with a mask at BOS", "#1667, #1851, #1855", lambda c: c.model.smear),

@@ -92,10 +92,6 @@ class Training:
         place(self.model, self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
-        if config.train.float8:
-            # These steps are this model's own: plain formulas, which all models share, are refused.
-            assert self.model.operations.fused, "float8 needs kernels"
-            self.model.operations.float8 = True
         self.optimisers = Optimisers(self.model, config.optim, ranks)
         self.average = WeightAverage(self.model.named_parameters())
         train = config.train

@@ -4,8 +4,6 @@ A step adds the gradients of its micro-batches, so that the sums are the same fo
 them, up to rounding.
 """
 
-from dataclasses import replace
-
 from fairway.base.errors import UserError
 from fairway.config.settings import Config
 from fairway.machine.plan import Plan
@@ -18,8 +16,7 @@ def training_need(config: Config, plan: Plan, world: int = 1) -> need.Need:
     train = config.train
     most = _wanted(config, _share(config, world))
     state = (world, config.optim.momentum_buffers, config.optim.newton > 0)
-    way = replace(plan.way(), float8=train.float8)
-    return need.training(config.model, way, train.seq_len, most, *state)
+    return need.training(config.model, plan.way(), train.seq_len, most, *state)
 
 
 def divisors(count: int, most: int) -> list[int]:

@@ -11,7 +11,7 @@ from fairway.base.errors import UserError
 from fairway.base.room import Room, host_room
 from fairway.config.settings import Config
 from fairway.data.shards import Tokens
-from fairway.machine.plan import DTYPES, Plan, require_float8
+from fairway.machine.plan import DTYPES, Plan
 
 # Packages for the report and for stages that a bundle does not have.
 _NEEDED = ("zstandard", "matplotlib")
@@ -29,9 +29,7 @@ def require_packages() -> None:
 def preflight(
     config: Config, shards: list[Tokens], folder: Path, parameters: int, plan: Plan
 ) -> None:
-    """Raise UserError if data, disk, memory or device are not enough for the run."""
-    if config.train.float8:
-        require_float8(plan)
+    """Raise UserError if data, disk or memory are not enough for the run."""
     check_data(config, shards)
     # Second moments of inputs are about twice as many numbers as weights.
     optim = config.optim

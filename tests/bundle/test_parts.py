@@ -23,7 +23,6 @@ ASKED = {
     "quant.method=trellis": ({"quant.method=trellis"}, {"curvatures", "Encoder"}),
     "pack.codec=cabac": ({"pack.codec=cabac"}, {"encode_codes", "code_rows"}),
     "quant.lqer_rank": ({"quant.lqer_rank=4"}, {"factors"}),
-    "train.float8": ({"train.float8=true"}, {"_up_eight_kernel", "eight_product"}),
     "runtime.kernels=auto or fused": ({"runtime.kernels=auto"}, {"_enter_kernel"}),
 }
 OFF = ["runtime.kernels=plain", "mixture.experts=", "ttt.method=off", "pack.codec=brotli"]

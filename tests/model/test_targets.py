@@ -17,7 +17,6 @@ SOME = {
     "_loss_kernel",
     "_position_kernel",
     "_slope_kernel",
-    "_slope_eight_kernel",
     "_move_kernel",
 }
 

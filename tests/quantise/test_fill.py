@@ -38,7 +38,7 @@ def test_few_packs_fill_the_budget(limit_bytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "packs"), [(1.0, 1), (1.0006, 1), (1.0012, 1), (1.002, 2), (0.995, 2)]
+    ("factor", "packs"), [(1.0, 1), (1.0013, 1), (1.0028, 1), (0.9975, 1), (1.004, 2), (0.995, 2)]
 )
 def test_a_first_size_near_the_limit_is_kept(factor: float, packs: int) -> None:
     limit_bytes = 12_000_000

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fairway.model.attention import Attention
-from fairway.model.gpu import eight, heads, kernels, losses, products
-from fairway.model.gpu.eight import EightWeights
+from fairway.model.gpu import heads, kernels, losses, products
 from fairway.model.gpu.steps import (
     Step,
     Working,
@@ -224,36 +223,6 @@ class _Mlp(Step):
         return None, None, dout, dg, d_up, d_down, d_scale
 
 
-class _MlpEight(Step):
-    """Computes u + scale * down(leaky(up g)^2), in place, with products of float8."""
-
-    @staticmethod
-    def forward(ctx: Any, weights: EightWeights, leak: float, u: Tensor, g: Tensor, up: Tensor,
-                down: Tensor, scale_D: Tensor) -> Tensor:  # fmt: skip
-        x = eight.eight_of(rows_of(g), weights.input_unit, eight.VALUE)
-        square_NF, square = eight.up_eight(x, weights.up, weights.square_unit, leak, u.dtype)
-        rows_of(u).add_(eight.eight_product(square.along, weights.down.along, u.dtype))
-        ctx.mark_dirty(u)
-        ctx.save_for_backward(x.turned, square_NF, square.turned, down, scale_D)
-        ctx.weights, ctx.leak = weights, leak
-        return u
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        x_turned, square_NF, square_turned, down, scale_D = ctx.saved_tensors
-        weights: EightWeights = ctx.weights
-        x, square = (x_turned, weights.input_unit), (square_turned, weights.square_unit)
-        g = eight.measured(rows_of(dout.contiguous()))
-        dh = eight.slope_eight(g, weights, square_NF, ctx.leak)
-        d_down, d_up = (
-            eight.eight_product(a.across, b, torch.float32) for a, b in ((g, square), (dh, x))
-        )
-        d_down, d_scale = kernels.unscale_(d_down, down, scale_D)
-        dg = eight.eight_product(dh.along, weights.up.across, dout.dtype)
-        return None, None, dout, dg.view_as(dout), d_up, d_down, d_scale
-
-
 # ---------------------------------------------------------------------------------------------
 # Embedding and loss
 
@@ -308,7 +277,6 @@ class Kernels(Operations):
     def __init__(self, dtype: torch.dtype, plain: Collection[str] = ()) -> None:
         self._dtype, self._plain = dtype, plain
         self._copies: dict[tuple[object, ...], Working] = {}
-        self._eights: dict[int, tuple[tuple[int, ...], EightWeights]] = {}
 
     def copy(self, make: Callable[..., None], shape: Sequence[int], *sources: Tensor) -> Working:
         """Return the working copy of some parameters, the same at every call."""
@@ -316,16 +284,6 @@ class Kernels(Operations):
         if key not in self._copies:
             self._copies[key] = Working(make, shape, self._dtype, *sources)
         return self._copies[key]
-
-    def _in_float8(self, up_FD: Tensor, down_DF: Tensor, scale_D: Tensor) -> EightWeights:
-        """Return the matrices of an MLP in float8, made again when one has changed."""
-        sources = up_FD, down_DF, scale_D
-        versions = tuple(source._version for source in sources)
-        kept = self._eights.get(id(up_FD))
-        if kept is None or kept[0] != versions:
-            kept = versions, eight.weights_of(*(source.detach() for source in sources))
-            self._eights[id(up_FD)] = kept
-        return kept[1]
 
     def watched(self, tell: Tell) -> Operations:
         """Return the same steps without gradients, which report the inputs of all matrices."""
@@ -402,11 +360,6 @@ class Kernels(Operations):
         if "mlp" in self._plain:
             return super().mlp(u_BTD, g_BTD, layers, leak, scale_D, extra)
         up, down = (layer.weight for layer in layers)
-        if self.float8 and torch.is_grad_enabled():
-            assert extra is None, "adapters are not trained in float8"
-            weights = self._in_float8(up, down, scale_D)
-            found: Tensor = _MlpEight.run(weights, leak, u_BTD, g_BTD, up, down, scale_D)
-            return found
         copies = (
             self.copy(side_by_side, up.shape, up),
             self.copy(scaled, down.shape, down, scale_D),
