@@ -264,6 +264,10 @@ def cautions(table: Table) -> list[str]:
             f"other work slowed the machine in {counted(len(out), 'run')}, which the table leaves "
             f"out (fewer steps than {STEADY} of the arm's median): {names}{more}"
         )
+    if steps := _steps_by_card(done):
+        found.append(
+            f"the GPUs of a host differ: the base made {min(steps):,.0f} to {max(steps):,.0f} steps"
+        )
     if count := _crossing(done):
         found.append(
             f"the two runs of {counted(count, 'pair')} used different GPUs of a host; by the clock "
@@ -279,6 +283,16 @@ def cautions(table: Table) -> list[str]:
         if len({line.text_bytes for line in done if line.arm in (arm, BASE)}) > 1:
             found.append(f"{arm} and {BASE} were scored on different numbers of bytes")
     return found
+
+
+def _steps_by_card(done: Sequence[Line]) -> list[float]:
+    """Return the median steps of the base by the clock on each GPU, if they differ by 1 %."""
+    cards: dict[str, list[int]] = {}
+    for line in done:
+        if line.arm == BASE and line.clock == "wall" and line.card and line.steps:
+            cards.setdefault(line.card, []).append(line.steps)
+    found = [float(statistics.median(steps)) for steps in cards.values()]
+    return found if found and max(found) > 1.01 * min(found) else []
 
 
 def _crossing(done: Sequence[Line]) -> int:
