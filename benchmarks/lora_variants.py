@@ -14,6 +14,7 @@ on it, as `fairway.score.lora` does. Fields of an arm, all numbers:
     warm=4                 the rate rises over so many steps
     decay=8                the rate falls as (1 + t / 8)^-0.5 after t steps
     beta1=0.5              steps follow a running mean of gradients
+    inner=0.25             the rate of matrices A is so many times that of matrices B
 
 Prints bits per byte, the difference to the first arm, its standard error over documents, seconds.
 Rank 96, alpha 144, decay 1, and the factors of `best`; float32, one thread.
@@ -48,7 +49,7 @@ from fairway.score.documents import documents
 LENGTH, ROWS = 768, 4
 FIELDS = {
     "chunk": 48.0, "rate": 1e-4, "kept": 0.0, "again": 0.0, "last": 0.0, "warm": 0.0, "decay": 0.0,
-    "beta1": 0.0,
+    "beta1": 0.0, "inner": 1.0,
 }  # fmt: skip
 
 
@@ -134,13 +135,13 @@ class Learner:
         rate = arm["rate"] * (min(1.0, adam.steps / arm["warm"]) if arm["warm"] else 1.0)
         rate *= (1 + adam.steps / arm["decay"]) ** -0.5 if arm["decay"] else 1.0
         shrink = 1 - arm["rate"] * self.config.lora_wd
-        for value, square, mean, grad in zip(
-            adam.values, adam.squares, self.means, grads, strict=True
-        ):
+        tensors = zip(adam.values, adam.squares, self.means, grads, strict=True)
+        for n, (value, square, mean, grad) in enumerate(tensors):
             mean.lerp_(grad, 1 - arm["beta1"])
             square.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
             move = mean / (1 - arm["beta1"] ** adam.steps)
-            value.mul_(shrink).addcdiv_(move, square.sqrt() * adam.unbiased + EPS, value=-rate)
+            own = rate * (1.0 if n % 2 else arm["inner"])
+            value.mul_(shrink).addcdiv_(move, square.sqrt() * adam.unbiased + EPS, value=-own)
 
 
 def arm_of(word: str) -> tuple[str, dict[str, float]]:
