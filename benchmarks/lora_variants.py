@@ -15,6 +15,7 @@ on it, as `fairway.score.lora` does. Fields of an arm, all numbers:
     decay=8                the rate falls as (1 + t / 8)^-0.5 after t steps
     beta1=0.5              steps follow a running mean of gradients
     inner=0.25             the rate of matrices A is so many times that of matrices B
+    muon=1                 steps of matrices B are orthogonalised, of the size that AdamW's have
 
 Prints bits per byte, the difference to the first arm, its standard error over documents, seconds.
 Rank 96, alpha 144, decay 1, and the factors of `best`; float32, one thread.
@@ -45,11 +46,12 @@ from fairway.recipes import recipe
 from fairway.score.adam import BETA2, EPS, AdamW
 from fairway.score.adapting import adapting
 from fairway.score.documents import documents
+from fairway.train.rules import POLAR_EXPRESS, orthogonalise
 
 LENGTH, ROWS = 768, 4
 FIELDS = {
     "chunk": 48.0, "rate": 1e-4, "kept": 0.0, "again": 0.0, "last": 0.0, "warm": 0.0, "decay": 0.0,
-    "beta1": 0.0, "inner": 1.0,
+    "beta1": 0.0, "inner": 1.0, "muon": 0.0,
 }  # fmt: skip
 
 
@@ -141,7 +143,20 @@ class Learner:
             square.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
             move = mean / (1 - arm["beta1"] ** adam.steps)
             own = rate * (1.0 if n % 2 else arm["inner"])
-            value.mul_(shrink).addcdiv_(move, square.sqrt() * adam.unbiased + EPS, value=-own)
+            if arm["muon"] and n % 2:
+                step = self._orthogonal(move, n // 2)
+            else:
+                step = move / (square.sqrt() * adam.unbiased + EPS)
+            value.mul_(shrink).add_(step, alpha=-own)
+
+    def _orthogonal(self, move_SBOR: Tensor, group: int) -> Tensor:
+        """Return the orthogonal factor of each matrix B; its numbers are about 1 in size."""
+        step_SBOR = torch.empty_like(move_SBOR)
+        for outer in self.adapters.groups[group].outer.values():
+            move = move_SBOR[:, :, outer]
+            factor = orthogonalise(move.flatten(0, 1), POLAR_EXPRESS).view_as(move)
+            step_SBOR[:, :, outer] = factor * math.sqrt(move.shape[2])
+        return step_SBOR
 
 
 def arm_of(word: str) -> tuple[str, dict[str, float]]:
