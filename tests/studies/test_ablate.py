@@ -9,13 +9,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from damage import Cli, Outcome
 from studies.fake import FakePlace, noisy
 
 from fairway.pipeline.folder import locked
+from fairway.studies.arms import study
 from fairway.studies.lines import LINES, read_lines
+from fairway.studies.running import Where, _host, keeps_pairs
 
 Ablate = Callable[..., Outcome]
 EFFECTS = {"good": -0.02, "bad": 0.02, "same": 0.0}
@@ -221,6 +224,23 @@ def test_by_steps_runs_go_to_any_gpu(ablate: Ablate, place: FakePlace) -> None:
     place.slots, place.cards = 2, ("GPU-a", "GPU-b")
     assert ablate(f"{ARMS} --pairs 3 --keep-hopeless --clock steps").code == 0
     assert any(len(slots) == 2 for slots in used(place).values())
+
+
+def test_slots_of_a_host_are_named_by_their_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names belong to the GPUs and not to their order, which CUDA_VISIBLE_DEVICES changes."""
+    names = {0: "c1f2", 1: "07ab", 2: "99d0"}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda at: SimpleNamespace(uuid=names[at])
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,7")
+    asked = study("smoke", ["a:optim.beta2=0.9"], 2, [], "wall", None)
+    host = _host(asked, Where())
+    assert (host.gpus, host.cards, host.slots) == (["5", "3", "7"], ["c1f2", "07ab", "99d0"], 3)
+    assert keeps_pairs(asked, Where())
+    one = Where(at_once=1)
+    assert _host(asked, one).cards == () and not keeps_pairs(asked, one)
+    assert not keeps_pairs(study("smoke", ["a:optim.beta2=0.9"], 2, [], "steps", None), Where())
 
 
 def test_time_ahead_counts_pairs_that_wait_for_their_gpu(
