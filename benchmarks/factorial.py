@@ -12,8 +12,10 @@ two halves, so all runs speak of all factors: its deviation is 2 / sqrt(12) of a
 factors do together is spread over the others by thirds: the design finds large effects, and
 `fairway ablate` then asks for each by pairs.
 
-Every run has its own seed and order of text. It is trained and its raw and averaged weights are
-scored on the validation text, the latter also with documents that do not see one another.
+A free GPU takes the next run. GPUs of a host may differ by 2 % of the steps (docs/studies.md);
+this is part of the noise. Every run has its own seed and order of text. It is trained and its raw
+and averaged weights are scored on the validation text, the latter also with documents that do not
+see one another.
 """
 
 import argparse

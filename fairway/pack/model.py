@@ -87,7 +87,6 @@ def pack_model(
         "level": None,
         method.key: chosen,
         "digest": digest_file(path),
-        "packs": len(packs),
         # Of artifact and code, in the order of the packs.
         "sizes": [pack.bytes + code_bytes for pack in packs.values()],
         "limit_bytes": config.pack.limit_bytes,

@@ -77,7 +77,7 @@ def compose(
 def _parts_of_packing(parts_s: dict[str, float], whole_s: float) -> dict[str, float]:
     # In folders of before 2026-11-27 the part that codes is named like the whole.
     named = {"coding" if name == "pack" else name: taken_s for name, taken_s in parts_s.items()}
-    return {**named, "pack, other": max(0.0, whole_s - sum(named.values()))}
+    return {**named, "pack, other": whole_s - sum(named.values())}
 
 
 def _origin(origin: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ class AdamW:
         self.count = self.steps = self.tokens = 0
         # The factor of the roots of second moments: their correction at the first steps, divided by
         # what the rate is multiplied by. On the device, where CUDA graphs read it.
-        self.unbiased = values[0].new_ones(())
+        self.root_factor = values[0].new_ones(())
 
     def start(self, count: int) -> None:
         """Begin with fresh moments for some rows."""
@@ -56,7 +56,7 @@ class AdamW:
         torch._foreach_addcmul_(squares, grads, grads, 1.0 - BETA2)
         torch._foreach_copy_(roots, squares)
         torch._foreach_sqrt_(roots)
-        torch._foreach_mul_(roots, self.unbiased)
+        torch._foreach_mul_(roots, self.root_factor)
         torch._foreach_add_(roots, EPS)
         torch._foreach_mul_(values, 1.0 - config.lora_lr * config.lora_wd)
         torch._foreach_addcdiv_(values, grads, roots, -config.lora_lr)
@@ -65,7 +65,7 @@ class AdamW:
         """Count a step on so many tokens of every row, before the rows take it."""
         self.steps += 1
         self.tokens += tokens
-        self.unbiased.fill_((1.0 - BETA2**self.steps) ** -0.5 / self.fade())
+        self.root_factor.fill_((1.0 - BETA2**self.steps) ** -0.5 / self.fade())
 
     def fade(self) -> float:
         """Return what the learning rate is multiplied by after the tokens learned so far."""

@@ -18,7 +18,7 @@ _VALUES, _WARPS = 2048, 4
 @triton.jit
 def _step_kernel(
     value_ptr, square_ptr, grad_ptr, copy_ptr, factor_ptr,
-    unbiased_ptr, count, stride, rate, keep, beta2, eps,
+    root_factor_ptr, count, stride, rate, keep, beta2, eps,
     M: tl.constexpr, L: tl.constexpr, FACTOR: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0) * VALUES + tl.arange(0, VALUES)
@@ -34,8 +34,8 @@ def _step_kernel(
     square = square * beta2 + (1.0 - beta2) * (grad * grad)
     tl.store(square_ptr + place, square, mask)
     value = tl.load(value_ptr + place, mask, other=0.0) * keep
-    unbiased = tl.load(unbiased_ptr)
-    value -= rate * (grad / (tl.sqrt(square) * unbiased + eps))
+    root_factor = tl.load(root_factor_ptr)
+    value -= rate * (grad / (tl.sqrt(square) * root_factor + eps))
     tl.store(value_ptr + place, value, mask)
     tl.store(copy_ptr + place, (value * factor).to(copy_ptr.dtype.element_ty), mask)
 
@@ -62,7 +62,7 @@ def fused_step(
         parts = (tensor[:, rows.start : rows.stop] for tensor in (value, square, grad, copy))
         _step_kernel[(triton.cdiv(count, _VALUES), S)](
             *parts, value if factor is None else factor,
-            adam.unbiased, count, B * M * L, config.lora_lr, 1.0 - config.lora_lr * config.lora_wd,
-            BETA2, EPS,
+            adam.root_factor, count, B * M * L,
+            config.lora_lr, 1.0 - config.lora_lr * config.lora_wd, BETA2, EPS,
             M=M, L=L, FACTOR=factor is not None, VALUES=_VALUES, num_warps=_WARPS,
         )  # fmt: skip

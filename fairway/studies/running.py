@@ -88,6 +88,11 @@ class _Queue:
     begun: dict[str, _Begun] = field(default_factory=dict)
     slots: dict[int, int] = field(default_factory=dict)
 
+    @functools.cached_property
+    def by_clock(self) -> bool:
+        """Whether the runs end by the clock; kept, since the settings are checked at each look."""
+        return by_clock(self.study)
+
     def use(self, cards: Sequence[str]) -> None:
         """Set the GPUs of the slots; pairs that began on one of them by the clock stay there."""
         self.cards = cards
@@ -102,7 +107,7 @@ class _Queue:
         found = next(here, None)
         if not found or not self._in_time(found[0]):
             return None
-        if self.cards and by_clock(self.study):
+        if self.cards and self.by_clock:
             self.slots[found[1]] = slot
         return self._job(*found, self.cards[slot] if self.cards else "")
 
@@ -116,11 +121,17 @@ class _Queue:
         if self.table.verdict(BASE) == "failing" or all(arm.name in over for arm in study.arms):
             return
         for pair in range(study.pairs):
-            for arm in _in_turn(study, pair):
+            for arm in self._in_turn(pair):
                 if pair in failed or arm.name in over or pair >= planned(arm.name, study.pairs):
                     continue
                 if (arm.name, pair) not in done | running:
                     yield arm, pair
+
+    def _in_turn(self, pair: int) -> list[Arm]:
+        """Return the arms in the order of a pair; by the clock each arm is first in some pairs."""
+        arms = list(self.study.all_arms())
+        first = pair % len(arms) if self.by_clock else 0
+        return arms[first:] + arms[:first]
 
     def is_done(self) -> bool:
         """Return whether nothing is left to run."""
@@ -168,13 +179,6 @@ class _Queue:
 def by_clock(study: Study) -> bool:
     """Return whether the runs of a study end by the clock."""
     return study.config(_BASE).train.clock == "wall"
-
-
-def _in_turn(study: Study, pair: int) -> list[Arm]:
-    """Return the arms in the order of a pair; by the clock each arm is first in some pairs."""
-    arms = list(study.all_arms())
-    first = pair % len(arms) if by_clock(study) else 0
-    return arms[first:] + arms[:first]
 
 
 def expected_s(study: Study, table: Table, arm: Arm = _BASE) -> float | None:

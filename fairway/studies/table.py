@@ -266,12 +266,12 @@ def cautions(table: Table) -> list[str]:
         )
     if steps := _steps_by_card(done):
         found.append(
-            f"the GPUs of a host differ: the base made {min(steps):,.0f} to {max(steps):,.0f} steps"
+            f"the GPUs differ: on them the base made {min(steps):,.0f} to {max(steps):,.0f} steps"
         )
     if count := _crossing(done):
         found.append(
-            f"the two runs of {counted(count, 'pair')} used different GPUs of a host; by the clock "
-            "a faster GPU makes more steps, so these differences are partly those of the GPUs"
+            f"the two runs of {counted(count, 'pair')} used different GPUs; by the clock a faster "
+            "GPU makes more steps, so these differences are partly those of the GPUs"
         )
     for arm in table.arms():
         lost = _lost(table, arm)

@@ -366,7 +366,7 @@ def test_pairs_by_the_clock_on_two_gpus_are_told() -> None:
     assert "the two runs of 3 pairs used" in told
     faster = [replace(line, card=f"GPU-{line.seed}", steps=1000 + 4 * line.seed) for line in runs]
     told = cautions(Table(faster, "ema", 0.05))
-    assert told == ["the GPUs of a host differ: the base made 1,004 to 1,016 steps"]
+    assert told == ["the GPUs differ: on them the base made 1,004 to 1,016 steps"]
     assert not cautions(Table([replace(line, steps=1000) for line in faster], "ema", 0.05))
     by_steps = [replace(line, clock="steps") for line in apart]
     assert not any("different GPUs" in text for text in cautions(Table(by_steps, "ema", 0.05)))
