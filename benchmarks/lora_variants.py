@@ -12,7 +12,7 @@ on it, as `fairway.score.lora` does. Fields of an arm, all numbers:
                            every so many tokens, without gradients
     last=192               each step learns the last 192 tokens instead of the chunk alone
     warm=4                 the rate rises over so many steps
-    fade=384               `ttt.lora_fade`: the rate falls along the document
+    fade=384               the rate falls as (1 + n / 384)^-0.5 after n tokens of the document
     beta1=0.5              steps follow a running mean of gradients
     inner=0.25             the rate of matrices A is so many times that of matrices B
     muon=1                 steps of matrices B are orthogonalised, of the size that AdamW's have
@@ -86,7 +86,7 @@ class Learner:
     def __init__(self, model: GPT, arm: dict[str, float], ids_BT: Tensor) -> None:
         self.model, self.arm, self.ids_BT = model, arm, ids_BT
         best = recipe("best").ttt
-        self.config = replace(best, lora_lr=arm["rate"], lora_fade=int(arm["fade"]))
+        self.config = replace(best, lora_lr=arm["rate"])
         targets, rank, alpha = best.lora_targets.split(), best.lora_rank, best.lora_alpha
         self.adapters = Adapters(model, targets, rank, alpha, lora_factors(best))
         self.adam = AdamW(self.config, self.adapters.zeros(len(ids_BT)))
@@ -111,7 +111,7 @@ class Learner:
             self.kept.keep()
         if self.arm["rate"] and end < LENGTH:
             torch.autograd.backward(nats_BT.mean(1).sum())
-            self._step([leaf.grad for leaf in leaves if leaf.grad is not None], end - at)
+            self._step([leaf.grad for leaf in leaves if leaf.grad is not None], end)
         return nats_BT.detach()[:, at - end :]
 
     def _states(self, at: int, end: int) -> Tensor:
@@ -131,10 +131,12 @@ class Learner:
         attending = None if kept is None else kept.attending
         return self.model.states(embedded_BTD, Walk(rope, self.adapters, attending))
 
-    def _step(self, grads: list[Tensor], tokens: int) -> None:
+    def _step(self, grads: list[Tensor], learned: int) -> None:
         arm, adam = self.arm, self.adam
-        adam.count_step(tokens)
+        adam.count_step()
         rate = arm["rate"] * (min(1.0, adam.steps / arm["warm"]) if arm["warm"] else 1.0)
+        if arm["fade"]:
+            rate *= (1.0 + learned / arm["fade"]) ** -0.5
         shrink = 1 - arm["rate"] * self.config.lora_wd
         tensors = zip(adam.values, adam.squares, self.means, grads, strict=True)
         for n, (value, square, mean, grad) in enumerate(tensors):
@@ -143,7 +145,7 @@ class Learner:
             move = mean / (1 - arm["beta1"] ** adam.steps)
             own = rate * (1.0 if n % 2 else arm["inner"])
             if arm["muon"] and n % 2:
-                step = self._orthogonal(move, n // 2) * adam.fade()
+                step = self._orthogonal(move, n // 2)
             else:
                 step = move / (square.sqrt() * adam.root_factor + EPS)
             value.mul_(shrink).add_(step, alpha=-own)

@@ -38,7 +38,6 @@ def test_every_stage_takes_every_feature(
         *SETTINGS, *TRAINED, f"ttt.method={method}", f"prove.method={proving}", "prove.bytes=60",
         "quant.method=trellis", "quant.gradient_tokens=512", "pack.codec=cabac",
         "ttt.lora_rank=2", "ttt.lora_factors=mlp 0.5 head 2", "ttt.lora_chunks=8@16 32",
-        "ttt.lora_fade=20",
         "audit.budget_s=0.1", "data.val_bytes=200",
         "train.steps=8",
     )  # fmt: skip

@@ -124,7 +124,7 @@ def test_best_is_the_proxy_with_what_paid() -> None:
     changed = differing(recipe("pr1858_proxy"), recipe("best"))
     assert {name for name in changed if name.startswith(("model.", "train.", "data."))} == {
         "model.num_heads", "model.num_kv_heads", "model.rope_dims", "model.loop_extra",
-        "model.num_layers", "model.parallel_from", "model.mlp_dim",
+        "model.num_layers", "model.parallel_from", "model.mlp_dim", "train.operand_bits",
     }  # fmt: skip
     packed = differing(recipe("best_8"), recipe("best"))
     assert not [name for name in packed if name.startswith(("quant.", "pack.", "score."))]
@@ -181,6 +181,7 @@ def test_recipes_by_budget_differ_in_what_follows_from_the_budget() -> None:
         "optim.momentum": 0.965, "optim.cautious": True, "optim.row_beta": 0.95,
         "optim.beta2": 0.99, "optim.embed_lr": 0.06, "optim.min_lr": 0.05,
         "train.batch_tokens": 147_456, "train.micro_tokens": 147_456,
+        "train.operand_bits": 7,
         "data.shuffle_documents": True, "optim.warmdown_share": 0.72,
         # Those of best_8, with which it was measured.
         "ttt.lora_chunks": "48", "ttt.lora_lr": 1e-4, "ttt.lora_factors": "", "ttt.lora_phases": 0,
@@ -188,6 +189,7 @@ def test_recipes_by_budget_differ_in_what_follows_from_the_budget() -> None:
     }  # fmt: skip
     assert differing(best, recipe("small")) == {
         "recipe": "small", "train.budget_s": 600.0, "train.micro_tokens": 49_152,
+        "train.operand_bits": 7,
         "optim.momentum_warmup_steps": 200, "quant.calibration_tokens": 524_288,
         "quant.gradient_tokens": 262_144, "ttt.lora_documents": 16, "ttt.over_budget": "shrink",
     }  # fmt: skip

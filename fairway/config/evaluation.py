@@ -75,13 +75,6 @@ class TttConfig:
         " (lora).",
     )
     lora_lr: float = opt(1e-4, "Learning rate of AdamW (lora).", lo=0.0, hi=1.0)
-    lora_fade: int = opt(
-        0,
-        "The learning rate of AdamW falls as (1 + n / lora_fade)^-0.5 after n tokens of a document;"
-        " 0 keeps it (lora).",
-        lo=0,
-        hi=1_000_000,
-    )
     lora_wd: float = opt(1.0, "Decoupled weight decay of AdamW (lora).", lo=0.0, hi=1000.0)
     lora_chunks: str = opt(
         "48",

@@ -28,7 +28,7 @@ _FIXED = {
     "lqer_matrices lqer_norm",
     "pack": "shuffle",
     "ttt": "momentum grad_clip batch_seqs confidence lora_eps lora_phase_lr lora_confidence "
-    "lora_beta2 lora_peers lora_context lora_rope lora_warm",
+    "lora_beta2 lora_peers lora_context lora_rope lora_warm lora_fade",
     "prove": "streams",
     "mixture": "weights weight order per_document low_weight threshold switch method exclusion "
     "match_min match_rate tilt_beta tilt_bits published_order published_tokens "

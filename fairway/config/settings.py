@@ -194,6 +194,13 @@ class TrainConfig:
     seq_len: int = opt(2048, "Tokens per training sequence.", lo=2, hi=1_048_576)
     batch_tokens: int = opt(786_432, "Tokens per optimiser step, summed over all processes.", lo=2)
     micro_tokens: int = opt(98_304, "Largest number of tokens in one forward pass.", lo=2)
+    operand_bits: int = opt(
+        7,
+        "Bits of mantissa in operands of products that GPU kernels write during training; 7 is all"
+        " of bfloat16. Fewer need less power, so a GPU at its power limit runs faster.",
+        lo=2,
+        hi=7,
+    )
     loop_from: float = opt(0.35, "Share of the run after which blocks are looped.", lo=0.0, hi=1.0)
     documents: bool = opt(False, "Let a training token attend only to tokens of its own document.")
     windows: str = opt(

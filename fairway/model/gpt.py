@@ -196,7 +196,7 @@ class GPT(nn.Module):
             assert given.adapters is None, "a model with adapters of its own takes no others"
             given = replace(given, adapters=self.attached)
         # Kernels need contiguous rows, but a cache passes slices of longer rows.
-        return self.operations.norm(self._walk(x_BTD.contiguous(), given))
+        return self.operations.final(self._walk(x_BTD.contiguous(), given))
 
     def embedded(self, ids_BT: Tensor) -> Tensor:
         """Return x0, the normalised embeddings, [B, T, D] in the compute dtype."""

@@ -92,6 +92,10 @@ class Operations:
         """Return x / rms(x)."""
         return norm(x)
 
+    def final(self, x_BTD: Tensor) -> Tensor:
+        """Return x / rms(x), which the head multiplies."""
+        return self.norm(x_BTD)
+
     def joined(self, x_BTD: Tensor, join: Join) -> Tensor:
         """Return the stream with a skip blended in.
 

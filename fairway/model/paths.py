@@ -23,22 +23,32 @@ def place(model: GPT, device: torch.device | str) -> GPT:
     return model.to(device)
 
 
-def prepare(model: GPT, dtype: torch.dtype, backend: str, kernels: str) -> None:
-    """Choose activations' dtype, attention backend and kernels of a model on its final device."""
+def prepare(model: GPT, dtype: torch.dtype, backend: str, kernels: str, bits: int = 7) -> None:
+    """Choose activations' dtype, attention backend and kernels of a model on its final device.
+
+    `bits` are those of the mantissa of operands that kernels write: 7 for all of bfloat16.
+    """
     model.set_compute(dtype, backend)
     model.operations = PLAIN
     if kernels == "fused":
         # Imported here, because it needs Triton, which only GPU builds of PyTorch include.
         gpu = importlib.import_module("fairway.model.gpu.operations")
         plain = plain_steps(model.config)
-        model.operations = gpu.Kernels(dtype, plain)
+        model.operations = gpu.Kernels(dtype, plain, bits)
         for step, reason in plain.items():
             _tell(step, reason)
+    elif bits < 7:
+        _tell_bits(bits)
 
 
 @functools.cache
 def _tell(step: str, reason: str) -> None:
     notice(f"{_STEPS[step]} by plain formulas, which take longer: {reason}")
+
+
+@functools.cache
+def _tell_bits(bits: int) -> None:
+    notice(f"train.operand_bits={bits} needs Fairway's GPU kernels; operands keep all bits here")
 
 
 def plain_steps(config: ModelConfig) -> dict[str, str]:

@@ -133,7 +133,7 @@ def least_step_seconds(config: Config, plan: Plan) -> float:
 def _step_pace(config: Config, plan: Plan) -> Pace:
     train, device = config.train, torch.device(plan.device)
     model = build(config.model, 0).to(device)
-    prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
+    prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels, train.operand_bits)
     model.set_looping(bool(config.model.loop_extra))
     optimisers = Optimisers(model, config.optim)
     rows = train.micro_tokens // train.seq_len

@@ -25,14 +25,13 @@ class AdamW:
     def __init__(self, config: TttConfig, values: Sequence[Tensor]) -> None:
         self.config, self.values = config, list(values)
         self.squares = [torch.zeros_like(value) for value in values]
-        self.count = self.steps = self.tokens = 0
-        # The factor of the roots of second moments: their correction at the first steps, divided by
-        # what the rate is multiplied by. On the device, where CUDA graphs read it.
+        self.count = self.steps = 0
+        # The factor of the roots of second moments; on the device, where CUDA graphs read it.
         self.root_factor = values[0].new_ones(())
 
     def start(self, count: int) -> None:
         """Begin with fresh moments for some rows."""
-        self.count, self.steps, self.tokens = count, 0, 0
+        self.count, self.steps = count, 0
         for square in self.squares:
             square[:, :count].zero_()
 
@@ -61,13 +60,7 @@ class AdamW:
         torch._foreach_mul_(values, 1.0 - config.lora_lr * config.lora_wd)
         torch._foreach_addcdiv_(values, grads, roots, -config.lora_lr)
 
-    def count_step(self, tokens: int = 0) -> None:
-        """Count a step on so many tokens of every row, before the rows take it."""
+    def count_step(self) -> None:
+        """Count a step, before the rows take it."""
         self.steps += 1
-        self.tokens += tokens
-        self.root_factor.fill_((1.0 - BETA2**self.steps) ** -0.5 / self.fade())
-
-    def fade(self) -> float:
-        """Return what the learning rate is multiplied by after the tokens learned so far."""
-        fade_tokens = self.config.lora_fade
-        return (1.0 + self.tokens / fade_tokens) ** -0.5 if fade_tokens else 1.0
+        self.root_factor.fill_((1.0 - BETA2**self.steps) ** -0.5)

@@ -173,7 +173,7 @@ class Documents:
     def learn(self, dist: "DocumentDistribution", targets_BC: Tensor, going_on: list[int]) -> None:
         """Take a step on the chunk, for the windows (by index) whose documents continue."""
         share_B = torch.tensor([float(place in going_on) for place in dist.places])
-        self.adam.count_step(targets_BC.shape[1])
+        self.adam.count_step()
         self.halving.learn(targets_BC, share_B.to(targets_BC.device))
         self.version += 1
 

@@ -91,7 +91,8 @@ class Training:
             self.model.load_state_dict(begun[0])
         place(self.model, self.device)
         self.model.separate = config.train.documents
-        prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
+        dtype, bits = DTYPES[plan.dtype], config.train.operand_bits
+        prepare(self.model, dtype, plan.attention, plan.kernels, bits)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
         self.average = WeightAverage(self.model.named_parameters())
         train = config.train

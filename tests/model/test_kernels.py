@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from fused import DEVICE, near, randn
 from torch import Tensor
 
 from fairway.model import ops
@@ -16,19 +17,6 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 
 from fairway.model.gpu import heads, kernels, losses, products
 from fairway.model.gpu.kernels import Join
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def randn(*shape: int, seed: int = 0, size: float = 1.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=generator) * size).to(DEVICE)
-
-
-def near(got: Tensor, wanted: Tensor, tolerance: float = 2e-5) -> None:
-    scale = wanted.abs().max().item() + 1e-30
-    assert got.shape == wanted.shape
-    assert (got.double() - wanted.double()).abs().max().item() <= tolerance * scale
 
 
 def gradients(

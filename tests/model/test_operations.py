@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from features import ALL, FEATURES
-from torch import Tensor
+from fused import GPU, TINY, apart, batch, loss_and_gradients, on_cpu, varied
 
 from fairway.base.errors import UserError
-from fairway.config.settings import ModelConfig, OptimConfig, RuntimeConfig
+from fairway.config.settings import OptimConfig, RuntimeConfig
 from fairway.machine.plan import make_plan
-from fairway.model.gpt import GPT, build
+from fairway.model.gpt import build
 from fairway.model.paths import plain_steps, prepare
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.sensitivity import curvatures
@@ -18,48 +18,7 @@ from fairway.train.muon import Optimisers
 
 pytest.importorskip("triton", reason="kernels need Triton")
 
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-TINY = ModelConfig(
-    vocab_size=300, num_layers=3, dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64, rope_dims=4,
-    rope_train_len=64, parallel_from=2, loop_first=1, loop_last=1, loop_extra=1,
-    embed_bf16=False,
-)  # fmt: skip
 needs_gpu = pytest.mark.skipif(not GPU, reason="measures bfloat16 on a GPU")
-on_cpu = pytest.mark.skipif(GPU, reason="exact in float32, which the GPU's tiles do not hold")
-
-
-def varied(config: ModelConfig, looping: bool) -> GPT:
-    """Return a model none of whose parameters is at a special value."""
-    model = build(config, 1).to(DEVICE)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for weight in model.parameters():
-            noise = torch.randn(weight.shape, generator=generator).to(DEVICE)
-            weight.add_((noise * (0.2 if weight.ndim == 1 else 0.05)).to(weight.dtype))
-    model.set_looping(looping)
-    return model
-
-
-def batch(config: ModelConfig, rows: int = 2, T: int = 21) -> tuple[Tensor, Tensor]:
-    ids = torch.randint(
-        0, config.vocab_size, (rows, T + 1), generator=torch.Generator().manual_seed(0)
-    ).to(DEVICE)
-    return ids[:, :-1], ids[:, 1:]
-
-
-def loss_and_gradients(model: GPT, backwards: int = 1) -> tuple[float, dict[str, Tensor]]:
-    model.zero_grad()
-    for _ in range(backwards):
-        loss = model(*batch(model.config))
-        torch.autograd.backward(loss / backwards)
-    grads = {n: w.grad.double() for n, w in model.named_parameters() if w.grad is not None}
-    return loss.item(), grads
-
-
-def apart(got: Tensor, wanted: Tensor) -> float:
-    return float((got - wanted).norm() / (wanted.norm() + 1e-12))
-
 
 VARIANTS = {
     "as it is": {},

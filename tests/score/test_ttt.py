@@ -249,37 +249,19 @@ def test_a_factor_of_all_targets_is_another_alpha() -> None:
     assert not np.allclose(one, wanted)
 
 
-def test_a_fading_rate_is_the_rate_of_each_step() -> None:
-    """The formula of Adam without first moments, with the rate of every step written out."""
+def test_a_step_is_that_of_the_formula() -> None:
+    """Adam without first moments, written out."""
     grads = torch.randn(4, 1, 2, 3, 5, generator=torch.Generator().manual_seed(0)).double()
-    config = replace(LORA, lora_lr=0.03, lora_wd=0.5, lora_fade=10)
-    adam = AdamW(config, [torch.ones(1, 2, 3, 5).double()])
+    adam = AdamW(replace(LORA, lora_lr=0.03, lora_wd=0.5), [torch.ones(1, 2, 3, 5).double()])
     adam.start(2)
     wanted, square = torch.ones(1, 2, 3, 5).double(), torch.zeros(1, 2, 3, 5).double()
-    for n, (grad, tokens) in enumerate(zip(grads, (8, 8, 4, 30), strict=True), 1):
-        adam.count_step(tokens)
+    for n, grad in enumerate(grads, 1):
+        adam.count_step()
         adam.step([grad])
-        learned = (8, 16, 20, 50)[n - 1]
-        rate = 0.03 / (1 + learned / 10) ** 0.5
         square = 0.999 * square + 0.001 * grad**2
         root = (square / (1 - 0.999**n)).sqrt()
-        wanted = wanted * (1 - 0.03 * 0.5) - rate * grad / root
+        wanted = wanted * (1 - 0.03 * 0.5) - 0.03 * grad / root
         torch.testing.assert_close(adam.values[0], wanted)
-    adam.start(2)
-    adam.count_step(8)
-    assert adam.fade() == pytest.approx(1.8**-0.5)
-
-
-def test_a_rate_fades_by_the_tokens_of_a_document() -> None:
-    """A long fade is none; a short one makes less of the same steps."""
-    plain = costs(evaluate_lora, LORA, text())
-    np.testing.assert_allclose(
-        costs(evaluate_lora, replace(LORA, lora_fade=1_000_000), text()), plain, rtol=1e-4
-    )
-    nearly_none = costs(evaluate_lora, replace(LORA, lora_fade=1, lora_lr=1e-9), text())
-    still = costs(evaluate_lora, replace(LORA, lora_lr=0.0), text())
-    np.testing.assert_allclose(nearly_none, still, rtol=1e-5)
-    assert not np.allclose(costs(evaluate_lora, replace(LORA, lora_fade=8), text()), plain)
 
 
 def test_without_a_rate_every_document_costs_what_it_costs_alone() -> None:

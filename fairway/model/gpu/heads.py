@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fairway.model.gpu.short import FULL, shortened
 from fairway.model.ops import NORM_EPS
 
 # Values of a tile, warps, and programs of the kernel that sums over rows: the fastest on an H200.
@@ -38,7 +39,7 @@ def _turn(cos_ptr, sin_ptr, times, dims, mask, R: tl.constexpr, DTYPE: tl.conste
 def _position_kernel(
     qkv_ptr, gain_ptr, cos_ptr, sin_ptr, inverse_ptr, N, T, eps,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
-    ROWS: tl.constexpr, HEADS: tl.constexpr, DIMS: tl.constexpr,
+    ROWS: tl.constexpr, HEADS: tl.constexpr, DIMS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None, None]
@@ -55,7 +56,7 @@ def _position_kernel(
     y = (x * cos + other * sin) * (inverse * gain)
     # In place: every value must be read as a partner before it is overwritten.
     tl.debug_barrier()
-    tl.store(qkv_ptr + base + dims, y.to(DTYPE), mask)
+    tl.store(qkv_ptr + base + dims, shortened(y, UNIT, DTYPE), mask)
     at = rows * (H + G) + heads
     tl.store(inverse_ptr + at, inverse, (rows < N) & (heads < H + G))
 
@@ -65,7 +66,7 @@ def _position_backward_kernel(
     qkv_ptr, gain_ptr, cos_ptr, sin_ptr, inverse_ptr, dq_ptr, dk_ptr, dv_ptr, extra_ptr,
     out_ptr, sums_ptr, N, T, qb, qh, qt, kb, kh, kt, vb, vh, vt,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
-    ROWS: tl.constexpr, HEADS: tl.constexpr, DIMS: tl.constexpr,
+    ROWS: tl.constexpr, HEADS: tl.constexpr, DIMS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
     heads = tl.arange(0, HEADS)[None, :, None]
@@ -98,28 +99,34 @@ def _position_backward_kernel(
         share = along / (K * gain * gain)
         cos, sin = _turn(cos_ptr, sin_ptr, times, dims, mask, R, DTYPE)
         dx = (dy - y * share) * cos - (dy_other - y_other * share) * sin
-        tl.store(out_ptr + base + dims, (dx * gain * inverse).to(DTYPE), mask)
+        tl.store(out_ptr + base + dims, shortened(dx * gain * inverse, UNIT, DTYPE), mask)
         is_v = inside & (heads < G)
         v_at = batch * vb + heads * vh + times * vt
         dv = tl.load(dv_ptr + v_at + dims, is_v, other=0.0).to(tl.float32)
         extra_at = rows.to(tl.int64) * (G * K) + heads * K
         dv += tl.load(extra_ptr + extra_at + dims, is_v, other=0.0).to(tl.float32)
-        tl.store(out_ptr + base + (H + G) * K + dims, dv.to(DTYPE), is_v)
+        tl.store(out_ptr + base + (H + G) * K + dims, shortened(dv, UNIT, DTYPE), is_v)
     at = tl.program_id(0) * H + heads
     tl.store(sums_ptr + at, tl.sum(sums, 0)[None, :, :] / gain, heads < H)
 
 
 def position_(
-    qkv_NC: Tensor, gain_H: Tensor, rope: tuple[Tensor, Tensor], T: int, H: int, G: int
+    qkv_NC: Tensor,
+    gain_H: Tensor,
+    rope: tuple[Tensor, Tensor],
+    T: int,
+    H: int,
+    G: int,
+    unit: int = FULL,
 ) -> Tensor:
-    """Normalise, rotate and scale queries and keys in place; return their inverse norms."""
+    """Normalise, rotate and scale queries and keys in place, to a unit; return inverse norms."""
     N = len(qkv_NC)
     K, R = qkv_NC.shape[1] // (H + 2 * G), rope[0].shape[1]
     inverse = torch.empty(N, H + G, device=qkv_NC.device)
     rows, heads, dims = _tile(H + G, K)
     _position_kernel[(triton.cdiv(N, rows),)](
         qkv_NC, gain_H, *rope, inverse, N, T, NORM_EPS,
-        H=H, G=G, K=K, R=R, ROWS=rows, HEADS=heads, DIMS=dims, num_warps=_WARPS,
+        H=H, G=G, K=K, R=R, ROWS=rows, HEADS=heads, DIMS=dims, UNIT=unit, num_warps=_WARPS,
     )  # fmt: skip
     return inverse
 
@@ -130,8 +137,9 @@ def position_backward(
     rope: tuple[Tensor, Tensor],
     inverse: Tensor,
     grads: tuple[Tensor, Tensor, Tensor, Tensor],
+    unit: int = FULL,
 ) -> tuple[Tensor, Tensor]:
-    """Return (gradient of the projections [N, C], gradient of the gains [H]).
+    """Return (gradient of the projections to a unit [N, C], gradient of the gains [H]).
 
     `grads` are those of queries, keys and values from attention ([B, heads, T, K], any strides),
     and the addition to the values' gradient from XSA ([N, G K]).
@@ -148,7 +156,7 @@ def position_backward(
     _position_backward_kernel[(programs,)](
         qkv_NC, gain_H, *rope, inverse, dq_BHTK, dk_BGTK, dv_BGTK,
         extra, out_NC, sums_SH, N, T, *strides,
-        H=H, G=G, K=K, R=R, ROWS=rows, HEADS=heads, DIMS=dims, num_warps=_WARPS,
+        H=H, G=G, K=K, R=R, ROWS=rows, HEADS=heads, DIMS=dims, UNIT=unit, num_warps=_WARPS,
     )  # fmt: skip
     return out_NC, sums_SH.sum(0)
 
@@ -172,7 +180,7 @@ def _tile(heads: int, K: int) -> tuple[int, int, int]:
 def _without_self_kernel(
     y_ptr, qkv_ptr, out_ptr, N, T, yb, yh, yt,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr,
-    ROWS: tl.constexpr, HEADS: tl.constexpr, DIMS: tl.constexpr,
+    ROWS: tl.constexpr, HEADS: tl.constexpr, DIMS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
     P: tl.constexpr = H // G
@@ -187,14 +195,14 @@ def _without_self_kernel(
     square = tl.maximum(tl.sum(v * v, 2), 1e-24)
     share = (tl.sum(y * v, 2) / square)[:, :, None]
     at = rows.to(tl.int64) * (H * K) + heads * K
-    tl.store(out_ptr + at + dims, (y - share * v).to(DTYPE), mask)
+    tl.store(out_ptr + at + dims, shortened(y - share * v, UNIT, DTYPE), mask)
 
 
 @triton.jit
 def _without_self_backward_kernel(
     y_ptr, qkv_ptr, g_ptr, dy_ptr, dv_ptr, N, T, yb, yh, yt,
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr,
-    ROWS: tl.constexpr, GROUPS: tl.constexpr, DIMS: tl.constexpr,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr, DIMS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
     # With s = v.v, c = (y.v)/s and e = (g.v)/s:  dy = g - e v,
@@ -216,13 +224,13 @@ def _without_self_backward_kernel(
         g = tl.load(g_ptr + g_at + dims, mask, other=0.0).to(tl.float32)
         c = tl.sum(y * v, 2)[:, :, None] / square
         e = tl.sum(g * v, 2)[:, :, None] / square
-        tl.store(dy_ptr + y_at + dims, (g - e * v).to(DTYPE), mask)
+        tl.store(dy_ptr + y_at + dims, shortened(g - e * v, UNIT, DTYPE), mask)
         dv += 2.0 * c * e * v - c * g - e * y
     at = rows.to(tl.int64) * (G * K) + groups * K
     tl.store(dv_ptr + at + dims, dv.to(DTYPE), mask)
 
 
-def without_self(y_BHTK: Tensor, qkv_NC: Tensor, G: int) -> Tensor:
+def without_self(y_BHTK: Tensor, qkv_NC: Tensor, G: int, unit: int = FULL) -> Tensor:
     """Return attention's output minus its part along the position's own value, [N, H K]."""
     y_BHTK = _dense(y_BHTK)
     _, H, T, K = y_BHTK.shape
@@ -231,15 +239,16 @@ def without_self(y_BHTK: Tensor, qkv_NC: Tensor, G: int) -> Tensor:
     rows, heads, dims = _tile(H, K)
     _without_self_kernel[(triton.cdiv(N, rows),)](
         y_BHTK, qkv_NC, out, N, T, *y_BHTK.stride()[:3],
-        H=H, G=G, K=K, ROWS=rows, HEADS=heads, DIMS=dims, num_warps=_WARPS,
+        H=H, G=G, K=K, ROWS=rows, HEADS=heads, DIMS=dims, UNIT=unit, num_warps=_WARPS,
     )  # fmt: skip
     return out
 
 
 def without_self_backward(
-    y_BHTK: Tensor, qkv_NC: Tensor, grad: Tensor, G: int
+    y_BHTK: Tensor, qkv_NC: Tensor, grad: Tensor, G: int, unit: int = FULL
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of y in its layout, and the added gradient of the values [N, G K]."""
+    """Return the gradient of y to a unit, in its layout, and what XSA adds to that of the values,
+    [N, G K]."""
     y_BHTK = _dense(y_BHTK)
     _, H, T, K = y_BHTK.shape
     N = len(qkv_NC)
@@ -249,6 +258,6 @@ def without_self_backward(
     rows = max(1, rows // 4)
     _without_self_backward_kernel[(triton.cdiv(N, rows),)](
         y_BHTK, qkv_NC, grad, dy_BHTK, dv, N, T, *y_BHTK.stride()[:3],
-        H=H, G=G, K=K, ROWS=rows, GROUPS=groups, DIMS=dims, num_warps=_WARPS,
+        H=H, G=G, K=K, ROWS=rows, GROUPS=groups, DIMS=dims, UNIT=unit, num_warps=_WARPS,
     )  # fmt: skip
     return dy_BHTK, dv

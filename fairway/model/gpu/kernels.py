@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fairway.model.gpu.short import FULL, shortened
 from fairway.model.ops import NORM_EPS
 
 # (values of a tile, warps, programs) for the backward of `enter`, without and with a skip: the
@@ -86,7 +87,7 @@ def _entered(
 def _enter_kernel(
     x_ptr, x0_ptr, skip_ptr, mix_ptr, weight_ptr, gate_ptr, u_ptr, h_ptr, N, scale, eps,
     D: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, JOIN: tl.constexpr,
-    SAME: tl.constexpr,
+    SAME: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -103,7 +104,7 @@ def _enter_kernel(
     )
     tl.store(u_ptr + at, u.to(DTYPE), mask)
     inverse = tl.rsqrt(tl.sum(u * u, 1) / D + eps) * scale
-    tl.store(h_ptr + at, (u * inverse[:, None]).to(DTYPE), mask)
+    tl.store(h_ptr + at, shortened(u * inverse[:, None], UNIT, DTYPE), mask)
 
 
 @triton.jit
@@ -179,9 +180,14 @@ class Join:
 
 
 def enter(
-    x_ND: Tensor, x0_ND: Tensor | None, mix_2D: Tensor, join: Join | None, scale: float
+    x_ND: Tensor,
+    x0_ND: Tensor | None,
+    mix_2D: Tensor,
+    join: Join | None,
+    scale: float,
+    unit: int = FULL,
 ) -> tuple[Tensor, Tensor]:
-    """Return (u, h): the stream joined and mixed with x0, and scale * u / rms(u).
+    """Return (u, h): the stream joined and mixed with x0, and scale * u / rms(u) to a unit.
 
     Without an x0 the stream itself is x0, as in the first block.
     """
@@ -191,7 +197,7 @@ def enter(
     _enter_kernel[(triton.cdiv(N, rows),)](
         x_ND, x_ND if x0_ND is None else x0_ND, *_join_args(x_ND, mix_2D, join), u_ND, h_ND,
         N, scale, NORM_EPS, D=D, COLUMNS=triton.next_power_of_2(D), ROWS=rows,
-        JOIN=_join_flag(join), SAME=x0_ND is None, num_warps=4,
+        JOIN=_join_flag(join), SAME=x0_ND is None, UNIT=unit, num_warps=4,
     )  # fmt: skip
     return u_ND, h_ND
 
@@ -252,6 +258,7 @@ def _join_flag(join: Join | None) -> int:
 def _norm_kernel(
     x_ptr, ids_ptr, y_ptr, inverse_ptr, N, scale, eps,
     D: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, LOOKUP: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = y_ptr.dtype.element_ty
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -264,7 +271,7 @@ def _norm_kernel(
         source = ids[:, None] * D + columns[None, :]
     x = tl.load(x_ptr + source, mask, other=0.0).to(DTYPE).to(tl.float32)
     inverse = tl.rsqrt(tl.sum(x * x, 1) / D + eps) * scale
-    tl.store(y_ptr + at, (x * inverse[:, None]).to(DTYPE), mask)
+    tl.store(y_ptr + at, shortened(x * inverse[:, None], UNIT, DTYPE), mask)
     tl.store(inverse_ptr + rows, inverse, rows < N)
 
 
@@ -287,26 +294,27 @@ def _norm_backward_kernel(
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask)
 
 
-def norm(x_ND: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return (scale * x / rms(x), scale / rms(x) [N])."""
-    return _normalised(x_ND, None, torch.empty_like(x_ND), scale)
+def norm(x_ND: Tensor, scale: float = 1.0, unit: int = FULL) -> tuple[Tensor, Tensor]:
+    """Return (scale * x / rms(x) to a unit, scale / rms(x) [N])."""
+    return _normalised(x_ND, None, torch.empty_like(x_ND), scale, unit)
 
 
 def embed(table_VD: Tensor, ids_N: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the normalised embeddings of some tokens, [N, D] in a dtype, and 1 / rms [N]."""
     y_ND = table_VD.new_empty(*ids_N.shape, table_VD.shape[1], dtype=dtype)
-    return _normalised(table_VD, ids_N, y_ND, 1.0)
+    return _normalised(table_VD, ids_N, y_ND, 1.0, FULL)
 
 
 def _normalised(
-    x: Tensor, ids_N: Tensor | None, y_ND: Tensor, scale: float
+    x: Tensor, ids_N: Tensor | None, y_ND: Tensor, scale: float, unit: int
 ) -> tuple[Tensor, Tensor]:
     N, D = _rows(y_ND)
     rows = _rows_per_program(D)
     inverse_N = torch.empty(N, device=y_ND.device)
     _norm_kernel[(triton.cdiv(N, rows),)](
         x, x if ids_N is None else ids_N, y_ND, inverse_N, N, scale, NORM_EPS,
-        D=D, COLUMNS=triton.next_power_of_2(D), ROWS=rows, LOOKUP=ids_N is not None, num_warps=4,
+        D=D, COLUMNS=triton.next_power_of_2(D), ROWS=rows, LOOKUP=ids_N is not None,
+        UNIT=unit, num_warps=4,
     )  # fmt: skip
     return y_ND, inverse_N
 

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fairway.model.gpu.short import FULL, shortened
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -23,7 +25,7 @@ def _half(x, scale):
 @triton.jit
 def _loss_kernel(
     logits_ptr, targets_ptr, loss_ptr, cap, scale, share,
-    V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr,
+    V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     # Arithmetic limits this kernel, so it has no division and no comparison with the target per
     # logit. The capped logits are at most cap, so cap replaces their maximum.
@@ -44,24 +46,25 @@ def _loss_kernel(
         DTYPE: tl.constexpr = logits_ptr.dtype.element_ty
         grad = weights * (half - half * half) * (4.0 * share / total)
         tl.debug_barrier()
-        tl.store(row + columns, grad.to(DTYPE), columns < V)
+        tl.store(row + columns, shortened(grad, UNIT, DTYPE), columns < V)
         tl.debug_barrier()
         weight = tl.exp2(chosen * width - width) / total
         own = (weight - 1.0) * (chosen - chosen * chosen) * (4.0 * share)
-        tl.store(row + target, own.to(DTYPE))
+        tl.store(row + target, shortened(own, UNIT, DTYPE))
 
 
-def loss_(logits_NV: Tensor, targets_N: Tensor, cap: float, grad: bool) -> Tensor:
+def loss_(logits_NV: Tensor, targets_N: Tensor, cap: float, grad: bool, unit: int = FULL) -> Tensor:
     """Return the loss of every row in nats, float32 [N].
 
-    With `grad` the logits are replaced by their gradient of the mean loss: they are read once and
-    written once, without a table in float32.
+    With `grad` the logits are replaced by their gradient of the mean loss, to a unit: they are read
+    once and written once, without a table in float32.
     """
     N, V = logits_NV.shape
     loss_N = torch.empty(N, device=logits_NV.device)
     columns = triton.next_power_of_2(V)
     _loss_kernel[(N,)](
         logits_NV, targets_N, loss_N, cap, -2.0 * LOG2_E.value / cap, 1.0 / N,
-        V=V, COLUMNS=columns, GRAD=grad, num_warps=min(32, max(1, columns // 1024)),
+        V=V, COLUMNS=columns, GRAD=grad, UNIT=unit,
+        num_warps=min(32, max(1, columns // 1024)),
     )  # fmt: skip
     return loss_N

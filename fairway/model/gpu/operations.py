@@ -7,7 +7,8 @@ The differences from the plain formulas of `model.operations`, and why the funct
 - the activation is part of the up-projection's product, and its slope part of the backward;
 - a tensor that several steps read is passed through them, and each adds its gradient;
 - matrices' gradients are float32; the plain formulas round them to bfloat16 first;
-- the forward pass computes the loss's gradient in the memory of the logits.
+- the forward pass computes the loss's gradient in the memory of the logits;
+- in training, operands of products may have fewer bits than bfloat16 has (`short`).
 Working copies of the weights in bfloat16 are updated after an optimiser has changed the weights.
 
 Some steps change the stream in place and declare that to autograd; no earlier step needs the old
@@ -27,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from fairway.model.attention import Attention
 from fairway.model.gpu import heads, kernels, losses, products
+from fairway.model.gpu.short import FULL, unit_of
 from fairway.model.gpu.steps import (
     Step,
     Working,
@@ -46,13 +48,13 @@ class _Enter(Step):
     """(x, x0, skip, its weight and gate, mix) -> (u, h, x0, x). In the first visit x is x0."""
 
     @staticmethod
-    def forward(ctx: Any, scale: float, own: bool, x: Tensor, x0: Tensor | None,
+    def forward(ctx: Any, scale: float, unit: int, own: bool, x: Tensor, x0: Tensor | None,
                 skip: Tensor | None, weight_D: Tensor | None, gate_D: Tensor | None,
                 mix_2D: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
         join = None
         if weight_D is not None and gate_D is not None:
             join = kernels.Join(skip, weight_D, gate_D, own)
-        u, h = kernels.enter(x, x0, mix_2D, join, scale)
+        u, h = kernels.enter(x, x0, mix_2D, join, scale, unit)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, x0, skip, weight_D, gate_D, mix_2D)
         ctx.scale, ctx.own = scale, own
@@ -70,29 +72,29 @@ class _Enter(Step):
             x, x0, mix_2D, join, ctx.scale, (du, dh, dx0, dpass)
         )
         d_weight, d_gate = (None, None) if join is None else sums_4D[2:]
-        return None, None, dx, dx0, dskip, d_weight, d_gate, sums_4D[:2]
+        return None, None, None, dx, dx0, dskip, d_weight, d_gate, sums_4D[:2]
 
 
 class _Norm(Step):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y, inverse_N = kernels.norm(x)
+    def forward(ctx: Any, x: Tensor, unit: int) -> Tensor:
+        y, inverse_N = kernels.norm(x, unit=unit)
         ctx.save_for_backward(y, inverse_N)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         y, inverse_N = ctx.saved_tensors
-        return kernels.norm_backward(y, inverse_N, dy, None)
+        return kernels.norm_backward(y, inverse_N, dy, None), None
 
 
 class _Branch(Step):
     """u -> (u, scale u / rms(u)); backward adds the gradient of u from its other uses."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        h, inverse_N = kernels.norm(u, scale)
+    def forward(ctx: Any, u: Tensor, scale: float, unit: int) -> tuple[Tensor, Tensor]:
+        h, inverse_N = kernels.norm(u, scale, unit)
         ctx.mark_dirty(u)
         ctx.save_for_backward(h, inverse_N)
         ctx.scale = scale
@@ -100,9 +102,9 @@ class _Branch(Step):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, du: Tensor, dh: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, du: Tensor, dh: Tensor) -> tuple[Tensor, None, None]:
         h, inverse_N = ctx.saved_tensors
-        return kernels.norm_backward(h, inverse_N, dh, du, ctx.scale), None
+        return kernels.norm_backward(h, inverse_N, dh, du, ctx.scale), None, None
 
 
 class _AddProduct(Step):
@@ -162,20 +164,20 @@ class _Attend(Step):
     """Head norms, rotation, gain, attention and XSA; the projections are rotated in place."""
 
     @staticmethod
-    def forward(ctx: Any, sizes: Heads, rope: Rope, attend: Attention, learn: bool,
+    def forward(ctx: Any, sizes: Heads, rope: Rope, attend: Attention, unit: int, learn: bool,
                 qkv_BTC: Tensor, gain_H: Tensor) -> Tensor:  # fmt: skip
         (B, T, _), (H, G) = qkv_BTC.shape, (sizes.queries, sizes.keys)
         # Detached, so that autograd ignores the rotation; no other code reads the projections.
         qkv_NC = rows_of(qkv_BTC.detach())
-        inverse = heads.position_(qkv_NC, gain_H, rope, T, H, G)
+        inverse = heads.position_(qkv_NC, gain_H, rope, T, H, G, unit)
         split = torch.split(qkv_NC.view(B, T, H + 2 * G, -1).transpose(1, 2), [H, G, G], 1)
         q, k, v = (z.detach().requires_grad_(learn) for z in split)
         with torch.set_grad_enabled(learn):
             y_BHTK = attend(q, k, v)
-        out_NC = heads.without_self(y_BHTK.detach(), qkv_NC, G)
+        out_NC = heads.without_self(y_BHTK.detach(), qkv_NC, G, unit)
         if learn:
             ctx.tape = qkv_NC, inverse, (q, k, v), y_BHTK
-            ctx.sizes, ctx.rope, ctx.gain_H = sizes, rope, gain_H
+            ctx.sizes, ctx.rope, ctx.gain_H, ctx.unit = sizes, rope, gain_H, unit
         return out_NC.view(B, T, -1)
 
     @staticmethod
@@ -185,26 +187,27 @@ class _Attend(Step):
         # Attention's own saved tensors are not managed by autograd.
         ctx.tape = None
         dy, extra = heads.without_self_backward(
-            y_BHTK.detach(), qkv_NC, rows_of(grad_BTC.contiguous()), ctx.sizes.keys
+            y_BHTK.detach(), qkv_NC, rows_of(grad_BTC.contiguous()), ctx.sizes.keys, ctx.unit
         )
         dq, dk, dv = torch.autograd.grad(y_BHTK, inputs, dy)
         d_qkv, d_gain = heads.position_backward(
-            qkv_NC, ctx.gain_H, ctx.rope, inverse, (dq, dk, dv, extra)
+            qkv_NC, ctx.gain_H, ctx.rope, inverse, (dq, dk, dv, extra), ctx.unit
         )
-        return None, None, None, None, d_qkv.view(*grad_BTC.shape[:2], -1), d_gain
+        return None, None, None, None, None, d_qkv.view(*grad_BTC.shape[:2], -1), d_gain
 
 
 class _Mlp(Step):
     """Computes u + scale * down(leaky(up g)^2), in place."""
 
     @staticmethod
-    def forward(ctx: Any, copies: tuple[Working, Working, Working], leak: float, u: Tensor,
-                g: Tensor, up: Tensor, down: Tensor, scale_D: Tensor) -> Tensor:  # fmt: skip
-        square_NF = products.up_square(rows_of(g), copies[0].get(), leak)
+    def forward(ctx: Any, copies: tuple[Working, Working, Working], leak: float, unit: int,
+                u: Tensor, g: Tensor, up: Tensor, down: Tensor,
+                scale_D: Tensor) -> Tensor:  # fmt: skip
+        square_NF = products.up_square(rows_of(g), copies[0].get(), leak, unit)
         rows_of(u).addmm_(square_NF, copies[1].get().T)
         ctx.mark_dirty(u)
         ctx.save_for_backward(g, square_NF, down, scale_D)
-        ctx.copies, ctx.leak = copies, leak
+        ctx.copies, ctx.leak, ctx.unit = copies, leak, unit
         return u
 
     @staticmethod
@@ -213,14 +216,14 @@ class _Mlp(Step):
         g, square_NF, down, scale_D = ctx.saved_tensors
         up, _, down_turned = ctx.copies
         dout_ND = rows_of(dout.contiguous())
-        dh_NF = products.slope_product(dout_ND, down_turned.get(), square_NF, ctx.leak)
+        dh_NF = products.slope_product(dout_ND, down_turned.get(), square_NF, ctx.leak, ctx.unit)
         d_up = d_down = d_scale = None
         if ctx.needs_input_grad[4]:
             d_down = product_f32(dout_ND.T, square_NF)
             d_up = product_f32(dh_NF.T, rows_of(g))
             d_down, d_scale = kernels.unscale_(d_down, down, scale_D)
         dg = (dh_NF @ up.get()).view_as(g)
-        return None, None, dout, dg, d_up, d_down, d_scale
+        return None, None, None, dout, dg, d_up, d_down, d_scale
 
 
 # ---------------------------------------------------------------------------------------------
@@ -249,10 +252,10 @@ class _Loss(Step):
     """Head, cap and cross-entropy; forward computes all gradients and frees the logits."""
 
     @staticmethod
-    def forward(ctx: Any, copy_VD: Tensor, cap: float, learn: bool, h_ND: Tensor,
+    def forward(ctx: Any, copy_VD: Tensor, cap: float, unit: int, learn: bool, h_ND: Tensor,
                 weight_VD: Tensor, targets_N: Tensor) -> Tensor:  # fmt: skip
         logits_NV = h_ND @ copy_VD.T
-        loss_N = losses.loss_(logits_NV, targets_N, cap, learn)
+        loss_N = losses.loss_(logits_NV, targets_N, cap, learn, unit)
         if learn:
             d_weight = product_f32(logits_NV.T, h_ND).to(weight_VD.dtype)
             ctx.save_for_backward(logits_NV @ copy_VD, d_weight)
@@ -262,7 +265,7 @@ class _Loss(Step):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dh_ND, d_weight = ctx.saved_tensors
-        return None, None, None, dh_ND.mul_(grad), d_weight.mul_(grad), None
+        return None, None, None, None, dh_ND.mul_(grad), d_weight.mul_(grad), None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -270,19 +273,22 @@ class _Loss(Step):
 
 
 class Kernels(Operations):
-    """Kernels for every step whose shapes they support, and working copies of the weights."""
+    """Kernels for every step whose shapes they support, and working copies of the weights.
+
+    Operands of products have so many bits of mantissa; 7 are those of bfloat16.
+    """
 
     fused = True
 
-    def __init__(self, dtype: torch.dtype, plain: Collection[str] = ()) -> None:
-        self._dtype, self._plain = dtype, plain
+    def __init__(self, dtype: torch.dtype, plain: Collection[str] = (), bits: int = 7) -> None:
+        self._dtype, self._plain, self._unit = dtype, plain, unit_of(bits)
         self._copies: dict[tuple[object, ...], Working] = {}
 
     def copy(self, make: Callable[..., None], shape: Sequence[int], *sources: Tensor) -> Working:
         """Return the working copy of some parameters, the same at every call."""
         key = make, *map(id, sources)
         if key not in self._copies:
-            self._copies[key] = Working(make, shape, self._dtype, *sources)
+            self._copies[key] = Working(make, shape, self._dtype, self._unit, *sources)
         return self._copies[key]
 
     def watched(self, tell: Tell) -> Operations:
@@ -300,7 +306,12 @@ class Kernels(Operations):
 
     def norm(self, x: Tensor) -> Tensor:
         """Return x / rms(x)."""
-        out: Tensor = _Norm.run(x.contiguous())
+        out: Tensor = _Norm.run(x.contiguous(), FULL)
+        return out
+
+    def final(self, x_BTD: Tensor) -> Tensor:
+        """Return x / rms(x), which the head multiplies."""
+        out: Tensor = _Norm.run(x_BTD.contiguous(), self._unit)
         return out
 
     def enter(
@@ -310,14 +321,14 @@ class Kernels(Operations):
         skip_BTD, weight_D, gate_D = join or (None, None, None)
         own = skip_BTD is x_BTD
         outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _Enter.run(
-            scale, own, x_BTD, None if x0_BTD is x_BTD else x0_BTD, None if own else skip_BTD,
-            weight_D, gate_D, mix_2D,
+            scale, self._unit, own, x_BTD, None if x0_BTD is x_BTD else x0_BTD,
+            None if own else skip_BTD, weight_D, gate_D, mix_2D,
         )  # fmt: skip
         return outputs
 
     def branch(self, u_BTD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Return (u, scale u / rms(u))."""
-        outputs: tuple[Tensor, Tensor] = _Branch.run(u_BTD, scale)
+        outputs: tuple[Tensor, Tensor] = _Branch.run(u_BTD, scale, self._unit)
         return outputs
 
     def project(
@@ -342,7 +353,8 @@ class Kernels(Operations):
             K = projected.shape[2] // (heads.queries + 2 * heads.keys)
             widths = [K * count for count in (heads.queries, heads.keys, heads.keys)]
             return super().attend(torch.split(projected, widths, 2), gain_H, rope, attend, heads)
-        out: Tensor = _Attend.run(heads, rope, attend, torch.is_grad_enabled(), projected, gain_H)
+        learn = torch.is_grad_enabled()
+        out: Tensor = _Attend.run(heads, rope, attend, self._unit, learn, projected, gain_H)
         return out
 
     def add(
@@ -365,13 +377,14 @@ class Kernels(Operations):
             self.copy(scaled, down.shape, down, scale_D),
             self.copy(scaled_transposed, up.shape, down, scale_D),
         )
-        u_BTD = _Mlp.run(copies, leak, u_BTD, g_BTD, up, down, scale_D)
+        u_BTD = _Mlp.run(copies, leak, self._unit, u_BTD, g_BTD, up, down, scale_D)
         return u_BTD if extra is None else extra.add_(u_BTD, 0, scale_D)
 
     def loss(self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float) -> Tensor:
         """Return the mean cross-entropy in nats of final states, a float32 scalar."""
         copy = self.copy(side_by_side, head.shape, head)
-        found: Tensor = _Loss.run(copy.get(), cap, torch.is_grad_enabled(), h_ND, head, targets_N)
+        learn = torch.is_grad_enabled()
+        found: Tensor = _Loss.run(copy.get(), cap, self._unit, learn, h_ND, head, targets_N)
         return found
 
 
@@ -380,6 +393,7 @@ class Watched(Kernels):
 
     def __init__(self, steps: Kernels, tell: Tell) -> None:
         super().__init__(steps._dtype, steps._plain)
+        self._unit = steps._unit
         self._copies, self._tell = steps._copies, tell
 
     def project(
@@ -405,7 +419,7 @@ class Watched(Kernels):
         up, down = layers
         self._tell(up, g_BTD)
         copy = self.copy(side_by_side, up.weight.shape, up.weight)
-        square_NF = products.up_square(rows_of(g_BTD), copy.get(), leak)
+        square_NF = products.up_square(rows_of(g_BTD), copy.get(), leak, self._unit)
         return self.add(u_BTD, square_NF.view(*g_BTD.shape[:2], -1), down, scale_D, extra)
 
 
@@ -417,6 +431,7 @@ class WatchedBack(Kernels):
 
     def __init__(self, steps: Kernels, tell: Tell) -> None:
         super().__init__(steps._dtype, {*steps._plain, "mlp"})
+        self._unit = steps._unit
         self._copies, self._tell = steps._copies, tell
 
     def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairway.model.gpu.short import shorten_
+
 
 def product_f32(a_MN: Tensor, b_NL: Tensor) -> Tensor:
     """Return a b in float32 from bfloat16 factors: the gradient of a matrix."""
@@ -36,12 +38,18 @@ class Working:
     """A tensor computed from parameters, and computed again in place when one has changed.
 
     `make(out, *sources)` writes it, with rounding, so that no float32 tensor is needed in between.
+    Then it is shortened to a unit.
     """
 
     def __init__(
-        self, make: Callable[..., None], shape: Sequence[int], dtype: torch.dtype, *sources: Tensor
+        self,
+        make: Callable[..., None],
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        unit: int,
+        *sources: Tensor,
     ) -> None:
-        self._make, self._sources = make, sources
+        self._make, self._unit, self._sources = make, unit, sources
         self._versions: tuple[int, ...] = ()
         self._value = sources[0].new_empty(shape, dtype=dtype)
 
@@ -50,6 +58,7 @@ class Working:
         versions = tuple(source._version for source in self._sources)
         if versions != self._versions:
             self._make(self._value, *(source.detach() for source in self._sources))
+            shorten_(self._value, self._unit)
             self._versions = versions
         return self._value
 
