@@ -235,7 +235,16 @@ SCHEMA: dict[str, set[str]] = {
         *("ledger_bpb", "difference_share", "frequency_bits", "code_s", "decode_s", "equal"),
         "experts",
     },
-    "seconds": {*ALL - {"pack"}, "calibrate", "quantise", "coding", "pack, other", "total"},
+    "seconds": {
+        *ALL - {"pack"},
+        "calibrate",
+        "estimate",
+        "quantise",
+        "coding",
+        "statistics",
+        "pack, other",
+        "total",
+    },
 }
 
 

@@ -19,7 +19,7 @@ from fairway.model.kinds import kind_in
 from fairway.pack.factors import correction_of, factor_line, factor_shapes, require_factors
 from fairway.quantise.correction import LEFT_BITS, RIGHT_BITS, Correction
 from fairway.quantise.gptq import QuantisedModel, is_coded
-from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, largest_code, restore, scale_of
+from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, largest_code, restore_all, scale_of
 
 Numbers = NDArray[np.generic]
 
@@ -292,7 +292,7 @@ class Loaded:
 
     def state(self) -> dict[str, Tensor]:
         """Return every tensor in float32, once all sections are in."""
-        return self._vectors | {name: restore(self._matrix(name)) for name in self._codes}
+        return self._vectors | dict(restore_all({name: self._matrix(name) for name in self._codes}))
 
     def _matrix(self, name: str) -> QuantisedTensor:
         codes_RC, bits, trellis = self._codes[name]

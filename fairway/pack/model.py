@@ -61,7 +61,7 @@ def pack_model(
     text = _Calibration(config, source, model.tok_emb.weight.device)
     hessians = _hessians(text, model, state)
     method = _method(text, code_bytes, model, state, hessians)
-    calibrate_s = time.perf_counter() - start_s
+    calibrated_s = time.perf_counter()
     packs: dict[float, _Pack] = {}
     # Beside the artifact, since a file that does not fit must not replace it.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -72,8 +72,11 @@ def pack_model(
             return packs[setting].bytes + code_bytes
 
         chosen = method.choose(size_at)
+        chosen_s = time.perf_counter()
         packs[chosen].file.replace(path)
     quantised, account = packs[chosen].quantised, packs[chosen].account
+    quantise_s = sum(pack.quantise_s for pack in packs.values())
+    coding_s = sum(pack.write_s for pack in packs.values())
     size = path.stat().st_size
     assert sum(count for _, count in account) == size, "the byte account misses the file size"
     if chosen != method.asked:
@@ -94,9 +97,11 @@ def pack_model(
         "sections": [{"name": name, "bytes": count} for name, count in account],
         **_statistics(state, quantised, hessians),
         "seconds": {
-            "calibrate": calibrate_s,
-            "quantise": sum(pack.quantise_s for pack in packs.values()),
-            "coding": sum(pack.write_s for pack in packs.values()),
+            "calibrate": calibrated_s - start_s,
+            "estimate": chosen_s - calibrated_s - quantise_s - coding_s,
+            "quantise": quantise_s,
+            "coding": coding_s,
+            "statistics": time.perf_counter() - chosen_s,
         },
     }
 
@@ -106,18 +111,20 @@ def _statistics(
 ) -> dict[str, Any]:
     """Return the effect of rounding on the weights, ready for JSON."""
     coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
-    restored = (pair for n, t in quantised.items() for pair in dequantise({n: t}).items())
+    restored = dequantise(quantised)
     return {
         "weights": {
             **weight_statistics(state, {n: t.codes.numpy() for n, t in coded.items()}),
             "void_fractions": {
                 "average": void_fraction(state.items()),
-                "artifact": void_fraction(restored),
+                "artifact": void_fraction(restored.items()),
             },
         },
         # The effect of rounding on each coded matrix.
         "matrices": [
-            dataclasses.asdict(tensor_stats(name, state[name], tensor, hessians.get(name)))
+            dataclasses.asdict(
+                tensor_stats(name, state[name], tensor, hessians.get(name), restored[name])
+            )
             for name, tensor in coded.items()
         ],
     }

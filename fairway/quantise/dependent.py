@@ -13,7 +13,8 @@ Errors are fed back over columns (GPTQ, in their order) and over rows: the other
 Fisher information mixes outputs, so a stripe of rows compensates for the errors of earlier stripes.
 (Two-sided feedback: Tseng et al. 2025, arXiv 2505.22988.)
 
-Shapes: L matrices of one shape, R rows (outputs), C columns (inputs), S rows of a stripe.
+Shapes: L matrices of one shape, R rows (outputs), C columns (inputs), S rows of a stripe, A
+additions of columns.
 """
 
 import math
@@ -74,7 +75,7 @@ class Group:
     """Matrices of one shape, ready to be quantised at any level.
 
     feed_LCC and weight_LC as `viterbi` wants them; columns_LC (int16): what a column adds to its
-    rows' steps, and `shares`: for each such number, the number and its count of columns by matrix;
+    rows' steps; additions_A: these numbers, and counts_LA (float64) how many columns have each;
     mix_LRR is the upper factor of the inverse of the outputs' moments, None if rows do not mix;
     cost_LR: rows_R times c; spread_LR.
     """
@@ -84,7 +85,8 @@ class Group:
     feed: Tensor
     weight: Tensor
     columns: Tensor
-    shares: list[tuple[int, Tensor]]
+    additions: Tensor
+    counts: Tensor
     mix: Tensor | None
     cost: Tensor
     spread: Tensor
@@ -121,12 +123,10 @@ class Plan:
         return sum(self._expected_bits(group, level) for group in self.groups)
 
     def _expected_bits(self, group: Group, level: float) -> float:
-        total = 0.0
         classes_LR = row_classes(group.spread / scale_of(self.steps(group, level)))
-        for columns, count_L in group.shares:
-            nearby_LR = shifted(classes_LR, -columns // _PER_CLASS)
-            total += float((double(self._expected[nearby_LR]).sum(1) * double(count_L)).sum())
-        return total
+        nearby_LRA = shifted(classes_LR[..., None], -group.additions // _PER_CLASS)
+        bits_LA = double(self._expected[nearby_LRA]).sum(1)
+        return float((bits_LA * group.counts).sum())
 
     def sampled_bits(self, level: float) -> float:
         """Return the same, corrected by the codes of a sample of rows without row feedback.
@@ -271,6 +271,7 @@ def _group(names: list[str], state: Mapping[str, Tensor], costs: Mapping[str, Cu
     diagonal_LC = upper_LCC.diagonal(dim1=1, dim2=2)
     weight_LC = diagonal_LC.square().reciprocal()
     columns_LC = _columns(weight_LC)
+    additions_A = torch.unique(columns_LC)
     wider_LC = scale_of(columns_LC)
     weight_LC *= wider_LC.square()
     mean_L1 = weight_LC.mean(1, keepdim=True)
@@ -283,7 +284,8 @@ def _group(names: list[str], state: Mapping[str, Tensor], costs: Mapping[str, Cu
         feed=upper_LCC / diagonal_LC[..., None] * (wider_LC[..., None] / wider_LC[:, None]),
         weight=weight_LC / mean_L1,
         columns=columns_LC,
-        shares=[(int(at), (columns_LC == at).sum(1)) for at in torch.unique(columns_LC)],
+        additions=additions_A,
+        counts=double((columns_LC[..., None] == additions_A).sum(1)),
         mix=torch.stack(mixes) if mixes else None,
         cost=torch.stack(rows) * mean_L1,
         # A row without spread is coded like a row whose deviation is its largest weight.

@@ -8,7 +8,6 @@ GPU the launches take the time, not the arithmetic.
 Shapes: L matrices of one shape, R rows (outputs), C columns (inputs), B columns of a block.
 """
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +28,7 @@ from fairway.quantise.grid import (
     QuantisedTensor,
     largest_code,
     restore,
+    restore_all,
     round_to_grid,
     row_scales,
 )
@@ -274,8 +274,10 @@ def as_half(name: str, weight: Tensor) -> Tensor:
 
 def dequantise(quantised: Mapping[str, QuantisedTensor | Tensor]) -> dict[str, Tensor]:
     """Return the state dict that an artifact restores, in float32."""
+    coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
+    restored = dict(restore_all(coded))
     return {
-        name: restore(tensor) if isinstance(tensor, QuantisedTensor) else tensor.float()
+        name: tensor.float() if isinstance(tensor, Tensor) else restored[name]
         for name, tensor in quantised.items()
     }
 
@@ -304,17 +306,22 @@ class TensorStats:
 
 
 def tensor_stats(
-    name: str, w_RC: Tensor, quantised: QuantisedTensor, hessian_CC: Tensor | None
+    name: str,
+    w_RC: Tensor,
+    quantised: QuantisedTensor,
+    hessian_CC: Tensor | None,
+    restored_RC: Tensor | None = None,
 ) -> TensorStats:
     """Return the statistics of a matrix and its codes, for the report.
 
-    They are computed on the device of the Hessian, or else of the weights.
+    They are computed on the device of the Hessian, or else of the weights. `restored_RC` are the
+    weights of the codes, if they are known.
     """
     device = w_RC.device if hessian_CC is None else hessian_CC.device
     w_RC = w_RC.detach().to(device, torch.float32)
     H_CC = None if hessian_CC is None else hessian_CC.float()
     scale_R, codes_RC = quantised.scale.to(device), quantised.codes.to(device)
-    here = dataclasses.replace(quantised, codes=codes_RC, scale=scale_R)
+    restored_RC = (restore(quantised) if restored_RC is None else restored_RC).to(device)
     # One grid of a trellis has twice the step, and needs about as many bits as a plain grid with
     # that step.
     plain_R = scale_R * (2 if quantised.trellis else 1)
@@ -326,7 +333,7 @@ def tensor_stats(
     variance = max(float(centred.square().mean()), 1e-30)
     with full_precision():
         whole = max(energy(w_RC, H_CC), 1e-30)
-        error = energy(w_RC - restore(here), H_CC) / whole
+        error = energy(w_RC - restored_RC, H_CC) / whole
         error_rounded = energy(w_RC - restore(plain), H_CC) / whole
     return TensorStats(
         name=name,

@@ -6,7 +6,9 @@ step, and with it the entropy of the codes, follows `sigmas` and not the number 
 Shapes: R rows (outputs), C columns (inputs).
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,14 +126,35 @@ def round_to_grid(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
 
 def restore(quantised: QuantisedTensor) -> Tensor:
     """Return the weights w_RC in float32."""
-    weights_RC = _steps_times_multiples(quantised)
+    return _restored(quantised, reconstruct(quantised.codes, quantised.trellis))
+
+
+def restore_all(tensors: Mapping[str, QuantisedTensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and weights of matrices, as `restore` gives them, not in their order.
+
+    The path of codes through a trellis goes column by column, with a few calls of PyTorch for each.
+    So matrices of one width are restored together.
+    """
+    alike: dict[Any, list[str]] = {}
+    for name, tensor in tensors.items():
+        codes_RC = tensor.codes
+        kind = tensor.trellis, codes_RC.shape[1], codes_RC.dtype, codes_RC.device
+        alike.setdefault(kind, []).append(name)
+    for (trellis, *_), names in alike.items():
+        rows = [tensors[name].codes for name in names]
+        multiples = torch.split(reconstruct(torch.cat(rows), trellis), [len(r) for r in rows])
+        for name, multiples_RC in zip(names, multiples, strict=True):
+            yield name, _restored(tensors[name], multiples_RC)
+
+
+def _restored(quantised: QuantisedTensor, multiples_RC: Tensor) -> Tensor:
+    weights_RC = _steps_times_multiples(quantised, multiples_RC)
     if quantised.correction is not None:
         weights_RC += product(quantised.correction).to(weights_RC.device)
     return weights_RC
 
 
-def _steps_times_multiples(quantised: QuantisedTensor) -> Tensor:
-    multiples_RC = reconstruct(quantised.codes, quantised.trellis)
+def _steps_times_multiples(quantised: QuantisedTensor, multiples_RC: Tensor) -> Tensor:
     if quantised.columns is None:
         return multiples_RC.float() * quantised.scale.float()[:, None]
     assert quantised.scale_steps is not None, "columns have steps where rows have"

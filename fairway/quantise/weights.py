@@ -118,8 +118,10 @@ def row_kurtosis(values_RC: npt.NDArray[Any]) -> Reals:
     centred_RC = rows_RC - rows_RC.mean(axis=1, keepdims=True)
     # Division by the largest deviation prevents underflow of the fourth powers of tiny rows.
     centred_RC /= np.abs(centred_RC).max(axis=1, keepdims=True)
-    variance_R = np.mean(centred_RC**2, axis=1)
-    return np.asarray(np.mean(centred_RC**4, axis=1) / variance_R**2)
+    # Squared twice: NumPy's fourth power takes ten times as long.
+    squares_RC = np.square(centred_RC, out=centred_RC)
+    variance_R = np.mean(squares_RC, axis=1)
+    return np.asarray(np.mean(np.square(squares_RC), axis=1) / variance_R**2)
 
 
 def code_entropy_bits(codes: npt.NDArray[Any]) -> float:

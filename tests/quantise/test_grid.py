@@ -14,6 +14,7 @@ from fairway.quantise.grid import (
     QuantisedTensor,
     largest_code,
     restore,
+    restore_all,
     round_to_grid,
     row_scales,
     scale_of,
@@ -201,6 +202,27 @@ def test_every_row_is_restored_however_many_there_are(trellis: int) -> None:
                 state = [[0, 1], [2, 3], [1, 0], [3, 2]][state][code % 2]
             exponent = int(steps_R[row]) + (int(columns_C[c]) if trellis else 0)
             assert float(found[row, c]) == pytest.approx(multiple * 2 ** (exponent / 16), rel=3e-7)
+
+
+def test_matrices_restored_together_are_those_restored_alone() -> None:
+    """Of several widths, trellises and types of codes, with and without columns' steps."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    kinds = [(7, 5, 4), (3, 5, 4), (1, 5, 0), (9, 5, 8), (4, 1, 4), (2, 11, 4), (300, 5, 4)]
+    for n, (R, C, trellis) in enumerate([*kinds, *kinds]):
+        wide = n >= len(kinds)
+        codes_RC = torch.randint(-9, 10, (R, C), generator=generator)
+        steps_R = torch.randint(-99, 100, (R,), generator=generator).short()
+        columns_C = torch.randint(-9, 10, (C,), generator=generator).to(torch.int8)
+        tensors[f"{n}"] = QuantisedTensor(
+            codes_RC.short() if wide else codes_RC.to(torch.int8), scale_of(steps_R), 8, steps_R,
+            trellis, columns=columns_C if n % 2 else None,
+        )  # fmt: skip
+    found = dict(restore_all(tensors))
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], restore(tensor)), name
+    assert dict(restore_all({})) == {}
 
 
 def test_a_sum_of_steps_beyond_the_grid_is_refused_and_the_last_is_not() -> None:
