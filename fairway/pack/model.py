@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,6 @@ def pack_model(
         chosen_s = time.perf_counter()
         packs[chosen].file.replace(path)
     quantised, account = packs[chosen].quantised, packs[chosen].account
-    quantise_s = sum(pack.quantise_s for pack in packs.values())
-    coding_s = sum(pack.write_s for pack in packs.values())
     size = path.stat().st_size
     assert sum(count for _, count in account) == size, "the byte account misses the file size"
     if chosen != method.asked:
@@ -96,13 +94,21 @@ def pack_model(
         "code_bytes": code_bytes,
         "sections": [{"name": name, "bytes": count} for name, count in account],
         **_statistics(state, quantised, hessians),
-        "seconds": {
-            "calibrate": calibrated_s - start_s,
-            "estimate": chosen_s - calibrated_s - quantise_s - coding_s,
-            "quantise": quantise_s,
-            "coding": coding_s,
-            "statistics": time.perf_counter() - chosen_s,
-        },
+        "seconds": _seconds((start_s, calibrated_s, chosen_s), packs.values()),
+    }
+
+
+def _seconds(times_s: tuple[float, float, float], packs: Collection["_Pack"]) -> dict[str, float]:
+    """Return the seconds of the parts, from when packing, estimates and statistics began."""
+    start_s, calibrated_s, chosen_s = times_s
+    quantise_s = sum(pack.quantise_s for pack in packs)
+    coding_s = sum(pack.write_s for pack in packs)
+    return {
+        "calibrate": calibrated_s - start_s,
+        "estimate": chosen_s - calibrated_s - quantise_s - coding_s,
+        "quantise": quantise_s,
+        "coding": coding_s,
+        "statistics": time.perf_counter() - chosen_s,
     }
 
 

@@ -176,7 +176,8 @@ class BeginningsShortestFirst(Plain):
 
 
 def test_lengths_that_only_the_order_tells_are_not_free() -> None:
-    found = audit_scorer(valid_bench(BeginningsShortestFirst, 3, 4.0))
+    # Two seconds on a quiet core. With four, a busy machine asked texts that were too short.
+    found = audit_scorer(valid_bench(BeginningsShortestFirst, 3, 30.0))
     assert [p.name for p in found if p.verdict == "invalid"] == ["known beginnings"]
     assert "not paid for" in next(p.why for p in found if p.verdict == "invalid")
 
