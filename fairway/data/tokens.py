@@ -110,7 +110,8 @@ class Tokenizer:
         """Bytes by token id, by the challenge's rule."""
         types = np.array(self._model.types)
         text = [piece.removeprefix(SPACE) for piece in self._model.pieces]
-        base = np.array([len(piece.encode()) for piece in text], np.int16)
+        # Pieces of several words, which some tokenizers have, hold blanks of a byte each.
+        base = np.array([len(piece.replace(SPACE, " ").encode()) for piece in text], np.int16)
         if self.case_ops:
             for mark, bytes_ in MARK_BYTES.items():
                 counts = np.array([piece.count(mark) for piece in text], np.int16)

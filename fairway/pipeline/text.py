@@ -38,6 +38,12 @@ def open_text(config: Config, out: Path, embedded: Embedded) -> DataFolder:
     else:
         source = DataFolder.open(Path(data.source))
     _require_words(config, source.tokenizer, data.source)
+    if data.case_ops and not source.tokenizer.case_ops:
+        raise UserError(
+            f"data.case_ops is true, but the tokenizer of {data.source} has no marks for capital "
+            "letters; build the folder with `fairway data build --case-ops`, or set "
+            "data.case_ops=false"
+        )
     return source
 
 
@@ -73,16 +79,22 @@ def _require_words(config: Config, words: Tokenizer, where: str) -> None:
         )
 
 
-def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
-    data, vocab_size, versions = config.data, config.model.vocab_size, corpus_versions()
+def embedded_reads(config: Config) -> dict[str, Any]:
+    """Return what the embedded corpus of a run depends on, ready for JSON."""
     words = initial_tokenizer(config) if config.train.init else None
-    reads = {
-        "val_share": data.val_share,
-        "vocab_size": vocab_size,
-        "versions": versions,
+    return {
+        "val_share": config.data.val_share,
+        "vocab_size": config.model.vocab_size,
+        "versions": corpus_versions(),
         **({"tokenizer": words.digest} if words else {}),
-        **({"case_ops": True} if data.case_ops else {}),
+        **({"case_ops": True} if config.data.case_ops else {}),
     }
+
+
+def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
+    data, vocab_size = config.data, config.model.vocab_size
+    words = initial_tokenizer(config) if config.train.init else None
+    reads = embedded_reads(config)
 
     def work() -> dict[str, Any]:
         return build_data(
@@ -93,7 +105,7 @@ def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
             shard_tokens=_SHARD_TOKENS,
             tokenizer=words,
             case_ops=data.case_ops,
-            provenance={"corpus": "embedded", "versions": versions},
+            provenance={"corpus": "embedded", "versions": reads["versions"]},
             replace=True,
         )
 

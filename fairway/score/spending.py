@@ -31,6 +31,7 @@ KINDS = (
     "names and other capital letters",
     "beginnings of words, with their blank",
     "parts inside words",
+    "several words",
     "punctuation and signs",
 )
 # Bounds of the groups of frequency: occurrences in a million tokens of training text, decreasing.
@@ -158,6 +159,8 @@ def _kind(piece: str) -> int:
         name = "blanks" if not piece.strip(SPACE) else "marks of capital letters"
     elif text.isspace():
         name = "line ends" if "\n" in text else "blanks"
+    elif SPACE in piece[1:]:
+        name = "several words"
     elif any(letter.isnumeric() for letter in text):
         name = "digits"
     elif any(letter.isupper() or letter in MARKS for letter in piece):

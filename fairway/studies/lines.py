@@ -74,10 +74,6 @@ class Line:
         what = (self.base, self.config, self.arm, self.seed, self.until, self.clock, self.data)
         return (*what, *self.where())
 
-    def question(self) -> tuple[str, str, str, str]:
-        """Return what all lines of one table share: base, text, clock, and the last verb."""
-        return self.base, self.data, self.clock, self.until
-
 
 _TEXTS = (
     "arm", "recipe", "base", "config", "data", "commit", "sources", "fairway",

@@ -30,7 +30,7 @@ from fairway.data.folder import DataFolder
 from fairway.machine.plan import make_plan
 from fairway.pipeline.folder import RunFolder, locked
 from fairway.pipeline.jobs import Host, Job, Place, gpus_of_slots, run_jobs
-from fairway.pipeline.text import check_text, open_text
+from fairway.pipeline.text import check_text, embedded_reads, open_text
 from fairway.studies.arms import BASE, NOISE, Arm, Study, digest
 from fairway.studies.lines import LINES, Line, append
 from fairway.studies.table import Table, planned, table_of
@@ -278,23 +278,31 @@ def _machine(runtime: RuntimeConfig) -> list[str]:
 
 
 def _text(study: Study, arm: Arm, out: Path, say: Say) -> list[str]:
-    """Return the setting that names an arm's text; the embedded corpus is built once for all."""
+    """Return the setting that names an arm's text.
+
+    An embedded corpus is built once for all arms that read the same.
+    """
     config = study.config(arm)
+    if config.data.source != "embedded":
+        with _named(arm):
+            open_text(config, out, lambda reads, work: None)
+        return []
 
     def embedded(reads: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
         try:
             DataFolder.open(folder).verify()
         except UserError:
+            marks = ", capital letters as marks" if config.data.case_ops else ""
             say(
-                f"building the embedded text once ({config.model.vocab_size:,} tokens) for all runs"
+                f"building the embedded text once ({config.model.vocab_size:,} tokens{marks}) for "
+                "all runs that read it"
             )
             work()
 
-    key = digest_json([config.data.val_share, config.model.vocab_size])[:8]
-    folder = out / f"data-{key}"
     with _named(arm):
+        folder = out / f"data-{digest_json(embedded_reads(config))[:8]}"
         open_text(config, folder, embedded)
-    return [f"data.source={folder.resolve()}"] if config.data.source == "embedded" else []
+    return [f"data.source={folder.resolve()}"]
 
 
 def check_arms(study: Study) -> None:

@@ -9,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairway.base.errors import UserError
+from fairway.config.overrides import override
 from fairway.data.build import build_data
 from fairway.data.case import ALL, ESCAPE, MARKS, NEXT, TITLE, marked, restored
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.data.pieces import Packer
 from fairway.data.tokens import Tokenizer, prove_bytes, token_bytes, train_tokenizer
+from fairway.pipeline.text import open_text
+from fairway.recipes import recipe
 
 TEXTS = [
     "The quick brown fox met NASA and McDonald in Paris. I SAID: It is HTTPServer2, eBay, iOS.\n"
@@ -166,3 +169,27 @@ def test_a_folder_holds_and_scores_the_texts_themselves(tmp_path: Path) -> None:
     without = Tokenizer(train_tokenizer(TEXTS, 330))
     with pytest.raises(UserError, match="the tokenizer has no marks for capital letters"):
         build_data(documents, tmp_path / "b", **options, tokenizer=without, case_ops=True)  # type: ignore[arg-type]
+
+
+def test_a_run_on_a_folder_without_marks_is_refused(tmp_path: Path) -> None:
+    documents = [Document(str(n), text) for n, text in enumerate(written(40))]
+    for name, case_ops in (("with", True), ("without", False)):
+        build_data(
+            documents, tmp_path / name, vocab_size=330, val_share=0.2, shard_tokens=50_000,
+            case_ops=case_ops,
+        )  # fmt: skip
+
+    def opened(name: str, case_ops: str) -> DataFolder:
+        words = (
+            f"data.source={tmp_path / name}",
+            f"data.case_ops={case_ops}",
+            "model.vocab_size=330",
+        )
+        return open_text(override(recipe("smoke"), words), tmp_path, lambda reads, work: None)
+
+    # A folder with marks needs no setting.
+    for case_ops in ("true", "false"):
+        assert opened("with", case_ops).tokenizer.case_ops
+    assert not opened("without", "false").tokenizer.case_ops
+    with pytest.raises(UserError, match=r"without has no marks.*or set data.case_ops=false"):
+        opened("without", "true")

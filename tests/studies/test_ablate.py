@@ -1,13 +1,14 @@
 """`fairway ablate`: which runs it makes, what it says of them, and what it refuses."""
 
 import json
+import random
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ import pytest
 from damage import Cli, Outcome
 from studies.fake import FakePlace, noisy
 
+from fairway.data.documents import Document
+from fairway.data.folder import DataFolder
 from fairway.pipeline.folder import locked
 from fairway.studies.arms import study
 from fairway.studies.lines import LINES, read_lines
@@ -344,6 +347,46 @@ def test_a_comma_may_stand_in_a_value() -> None:
 
 
 REAL = "--arm quick:optim.matrix_lr=0.04 --pairs 1 --set train.steps=3 --json"
+
+
+def random_documents() -> Iterator[Document]:
+    """Return two hundred texts of random words, which suffice for a vocabulary of 600."""
+    draw = random.Random(0)
+    words = [
+        "".join(draw.choices("abcdefghijklmnopqrst", k=draw.randint(2, 7))) for _ in range(900)
+    ]
+    for n in range(200):
+        yield Document(str(n), " ".join(draw.choices(words, k=60)).title())
+
+
+def test_arms_that_read_another_text_get_it(
+    cli: Cli, place: FakePlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded text depends on the vocabulary, on marks, and on the tokenizer of train.init."""
+    monkeypatch.setattr("fairway.pipeline.text.embedded_documents", random_documents)
+    done = cli(
+        *(
+            "ablate",
+            "smoke",
+            "--out",
+            tmp_path / "study",
+            "--pairs",
+            1,
+            "--arm",
+            "rate:optim.beta2=0.9",
+        ),
+        *("--arm", "case:data.case_ops=true", "--arm", "words:model.vocab_size=600"),
+    )
+    assert done.code == 0, done.err
+    assert done.out.count("building the embedded text once") == 3
+    folders = {}
+    for job in place.jobs:
+        sets = dict(word.split("=", 1) for word in job.words if "=" in word)
+        folders[job.name.rpartition("-")[0]] = DataFolder.open(Path(sets["data.source"]))
+    assert folders["base"].path == folders["rate"].path
+    found = [folders[name].tokenizer for name in ("base", "case", "words")]
+    assert [words.case_ops for words in found] == [False, True, False]
+    assert [words.vocab_size for words in found] == [512, 512, 600]
 
 
 @pytest.mark.long
