@@ -2,10 +2,14 @@
 
 A run of ASCII letters with capitals is written in small letters after a mark. The mark is TITLE if
 only the first letter is a capital, and ALL if all of several letters are. Otherwise TITLE or NEXT
-comes before each capital. A mark in the original text is written as ESCAPE and a letter that
-numbers it. So every text has its own form, which no other text has. (This is CaseOps of #1729
-except after an ESCAPE: a mark there would make the bytes of a token depend on more than the token
-before.)
+comes before each capital. TITLE and ALL stand before the blank in front of their word, if there is
+one. A mark in the original text is written as ESCAPE and a letter that numbers it. So every text
+has its own form, which no other text has.
+
+This is CaseOps of #1729 with two differences. There a mark stands after the blank, so that `the
+House` becomes five tokens: the, a blank, a mark, and a `house` that is not the one of `the house`.
+Here it becomes the, a mark, and the usual ` house`. And there may be no mark after an ESCAPE, which
+would make the bytes of a token depend on more than the token before.
 
 It works on UTF-8 and on any other bytes.
 """
@@ -19,9 +23,11 @@ MARK_BYTES = {TITLE: 0, ALL: 0, NEXT: 0, ESCAPE: 2}
 
 _TITLE, _ALL, _NEXT, _ESCAPE = _MARKS = tuple(mark.encode() for mark in MARKS)
 _LETTERS = b"abcd"
-_CAPITALS_OR_MARK = re.compile(rb"[a-z]*[A-Z][A-Za-z]*|\xee\x80[\x81-\x84]")
+_CAPITALS_OR_MARK = re.compile(rb" ?[a-z]*[A-Z][A-Za-z]*|\xee\x80[\x81-\x84]")
 _CAPITAL = re.compile(rb"[A-Z]")
-_MARKED = re.compile(rb"\xee\x80(?:\x84([a-d])|\x82([a-z]+)|[\x81\x83]([a-z])|[\x81-\x84])")
+_MARKED = re.compile(
+    rb"\xee\x80(?:\x84([a-d])|\x82( ?[a-z]+)|\x81( ?[a-z])|\x83([a-z])|[\x81-\x84])"
+)
 
 
 def marked(data: bytes) -> bytes:
@@ -39,13 +45,15 @@ def _written(match: re.Match[bytes]) -> bytes:
     if word in _MARKS:
         at = _MARKS.index(word)
         return _ESCAPE + _LETTERS[at : at + 1]
-    if len(word) > 1 and word.isupper():
+    letters = word.lstrip(b" ")
+    blank = word[: len(word) - len(letters)]
+    if len(letters) > 1 and letters.isupper():
         return _ALL + word.lower()
-    head, rest = word[:1], _CAPITAL.sub(lambda letter: _NEXT + letter[0].lower(), word[1:])
-    return (_TITLE + head.lower() if head.isupper() else head) + rest
+    head, rest = letters[:1], _CAPITAL.sub(lambda letter: _NEXT + letter[0].lower(), letters[1:])
+    return (_TITLE if head.isupper() else b"") + blank + head.lower() + rest
 
 
 def _read(match: re.Match[bytes]) -> bytes:
     if match[1]:
         return _MARKS[_LETTERS.index(match[1])]
-    return (match[2] or match[3] or b"").upper()
+    return (match[2] or match[3] or match[4] or b"").upper()
