@@ -67,7 +67,8 @@ class Step:
     def __init__(self, config: Config, plan: Plan) -> None:
         self.config = config
         self.model = build(config.model, config.seed).to(plan.device)
-        prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
+        bits = config.train.operand_bits
+        prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels, bits)
         self.optimisers = Optimisers(self.model, config.optim)
         self.grads = [torch.randn_like(weight) for weight in self.model.parameters()]
         if config.optim.newton:

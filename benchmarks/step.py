@@ -142,7 +142,8 @@ def new_model(config: Config, plan: Plan) -> GPT:
         for name, weight in model.named_parameters():
             if name.endswith("proj.weight"):
                 weight.normal_(0.0, 0.02)
-    prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
+    bits = config.train.operand_bits
+    prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels, bits)
     return model
 
 
