@@ -6,17 +6,22 @@ import pytest
 import torch
 from features import ALL, FEATURES
 from fused import GPU, TINY, apart, batch, loss_and_gradients, on_cpu, varied
+from torch import Tensor
 
 from fairway.base.errors import UserError
 from fairway.config.settings import OptimConfig, RuntimeConfig
 from fairway.machine.plan import make_plan
+from fairway.model.block import Walk
 from fairway.model.gpt import build
+from fairway.model.modes import mode
 from fairway.model.paths import plain_steps, prepare
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.sensitivity import curvatures
 from fairway.train.muon import Optimisers
 
 pytest.importorskip("triton", reason="kernels need Triton")
+
+from fairway.model.gpu import operations
 
 needs_gpu = pytest.mark.skipif(not GPU, reason="measures bfloat16 on a GPU")
 
@@ -150,3 +155,31 @@ def test_on_a_gpu_bfloat16_is_as_near_to_float32_as_the_plain_path(looping: bool
     assert abs(got - wanted) < 2e-2
     for name, grad in exact.items():
         assert apart(fused[name], grad) < 2.5 * apart(plain[name], grad) + 1e-2, name
+
+
+@on_cpu
+@pytest.mark.parametrize("name", ["as it is", "everything", "two lanes"])
+def test_a_frozen_model_computes_no_gradients_of_matrices(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters learn through it, and those products would be a third of their time."""
+    model = varied(replace(TINY, **VARIANTS[name]), True)
+    prepare(model, torch.float32, "plain", "fused")
+    count = []
+    product = operations.product_f32
+
+    def counted(a_MN: Tensor, b_NL: Tensor) -> Tensor:
+        count.append(a_MN.shape)
+        return product(a_MN, b_NL)
+
+    monkeypatch.setattr(operations, "product_f32", counted)
+    ids_BT = batch(TINY)[0]
+    for frozen in (False, True):
+        count.clear()
+        with mode(model, frozen=frozen):
+            x_BTD = model.embedded(ids_BT).detach().requires_grad_()
+            # The first step changes its input in place, which a leaf does not allow.
+            states_BTD = model.states(x_BTD * 1.0, Walk(model.rope_for(ids_BT)))
+            torch.autograd.backward(states_BTD.square().sum())
+        assert x_BTD.grad is not None and x_BTD.grad.abs().sum() > 0
+        assert bool(count) is not frozen

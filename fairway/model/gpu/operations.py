@@ -218,7 +218,7 @@ class _Mlp(Step):
         dout_ND = rows_of(dout.contiguous())
         dh_NF = products.slope_product(dout_ND, down_turned.get(), square_NF, ctx.leak, ctx.unit)
         d_up = d_down = d_scale = None
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[5]:
             d_down = product_f32(dout_ND.T, square_NF)
             d_up = product_f32(dh_NF.T, rows_of(g))
             d_down, d_scale = kernels.unscale_(d_down, down, scale_D)
