@@ -63,7 +63,7 @@ def step(config: Config, looping: bool) -> None:
     blocks = {"num_layers": 4, "parallel_from": 3, "loop_first": 1, "loop_last": 1}
     model = build(replace(config.model, **blocks), seed=1)
     model.set_looping(looping)
-    prepare(model, torch.bfloat16, "plain", "fused")
+    prepare(model, torch.bfloat16, "plain", "fused", config.train.operand_bits)
     ids = torch.zeros(2, 130, dtype=torch.int64)
     torch.autograd.backward(model(ids[:, :-1], ids[:, 1:]))
     Optimisers(model, config.optim).step(0.1, 1)

@@ -18,6 +18,7 @@ SOME = {
     "_position_kernel",
     "_slope_kernel",
     "_move_kernel",
+    "_shorten_kernel",
 }
 
 
