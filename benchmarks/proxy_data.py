@@ -100,6 +100,10 @@ def main() -> None:
     parser.add_argument("--characters", type=float, default=5e7)
     parser.add_argument("--vocab-size", type=int, default=8192)
     chosen = parser.parse_args()
+    if chosen.learn is None and not chosen.tokenizer:
+        parser.error("name a tokenizer with --tokenizer, or train one with --learn")
+    if chosen.learn is not None and not chosen.form:
+        parser.error("--learn needs --form, the tokenizer whose form of the texts is learned")
     form = chosen.form.read_bytes() if chosen.form else b""
     if chosen.learn is not None:
         learn(chosen, form)

@@ -79,9 +79,16 @@ def _require_words(config: Config, words: Tokenizer, where: str) -> None:
         )
 
 
-def embedded_reads(config: Config) -> dict[str, Any]:
-    """Return what the embedded corpus of a run depends on, ready for JSON."""
-    words = initial_tokenizer(config) if config.train.init else None
+def given_tokenizer(config: Config) -> Tokenizer | None:
+    """Return the tokenizer that a run takes from its initial weights, or None."""
+    return initial_tokenizer(config) if config.train.init else None
+
+
+def embedded_reads(config: Config, words: Tokenizer | None) -> dict[str, Any]:
+    """Return what the embedded corpus of a run depends on, ready for JSON.
+
+    `words` is the given tokenizer.
+    """
     return {
         "val_share": config.data.val_share,
         "vocab_size": config.model.vocab_size,
@@ -93,8 +100,8 @@ def embedded_reads(config: Config) -> dict[str, Any]:
 
 def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
     data, vocab_size = config.data, config.model.vocab_size
-    words = initial_tokenizer(config) if config.train.init else None
-    reads = embedded_reads(config)
+    words = given_tokenizer(config)
+    reads = embedded_reads(config, words)
 
     def work() -> dict[str, Any]:
         return build_data(

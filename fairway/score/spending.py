@@ -27,11 +27,11 @@ KINDS = (
     "other single bytes",
     "marks of capital letters",
     "blanks",
+    "several words",
     "digits",
     "names and other capital letters",
     "beginnings of words, with their blank",
     "parts inside words",
-    "several words",
     "punctuation and signs",
 )
 # Bounds of the groups of frequency: occurrences in a million tokens of training text, decreasing.

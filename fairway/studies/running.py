@@ -30,7 +30,7 @@ from fairway.data.folder import DataFolder
 from fairway.machine.plan import make_plan
 from fairway.pipeline.folder import RunFolder, locked
 from fairway.pipeline.jobs import Host, Job, Place, gpus_of_slots, run_jobs
-from fairway.pipeline.text import check_text, embedded_reads, open_text
+from fairway.pipeline.text import check_text, embedded_reads, given_tokenizer, open_text
 from fairway.studies.arms import BASE, NOISE, Arm, Study, digest
 from fairway.studies.lines import LINES, Line, append
 from fairway.studies.table import Table, planned, table_of
@@ -300,7 +300,8 @@ def _text(study: Study, arm: Arm, out: Path, say: Say) -> list[str]:
             work()
 
     with _named(arm):
-        folder = out / f"data-{digest_json(embedded_reads(config))[:8]}"
+        reads = embedded_reads(config, given_tokenizer(config))
+        folder = out / f"data-{digest_json(reads)[:8]}"
         open_text(config, folder, embedded)
     return [f"data.source={folder.resolve()}"]
 

@@ -162,7 +162,7 @@ def test_on_a_gpu_bfloat16_is_as_near_to_float32_as_the_plain_path(looping: bool
 def test_a_frozen_model_computes_no_gradients_of_matrices(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adapters learn through it, and those products would be a third of their time."""
+    """Adapters learn through it, and nothing reads those products."""
     model = varied(replace(TINY, **VARIANTS[name]), True)
     prepare(model, torch.float32, "plain", "fused")
     count = []

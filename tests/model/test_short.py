@@ -104,7 +104,7 @@ def test_attention_reads_rounded_numbers(H: int, G: int, K: int, bits: int) -> N
     near(got[1], d_gain)
 
 
-@pytest.mark.parametrize("bits", [3, 4, 6])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(("N", "D", "F_"), [(5, 8, 16), (150, 40, 72)])
 def test_squares_keep_their_sign_in_the_last_bit(N: int, D: int, F_: int, bits: int) -> None:
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32

@@ -2,7 +2,7 @@
 
 A product of numbers whose last bits are zero switches fewer transistors. A GPU that has reached its
 power limit then runs at a higher clock: on an H100 the six products of an MLP of `best` take 6 %
-less time with three bits instead of the seven of bfloat16, 5 % with four (docs/recipes.md).
+less time with three bits instead of the seven of bfloat16, 5 % with four (docs/training.md).
 Kernels that write an operand round it on the way, so that rounding costs no pass over memory.
 
 A format is given by its unit: numbers are multiples of this many units in the last place of
