@@ -19,12 +19,13 @@ import sentencepiece
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes
 from fairway.config.settings import BOS_ID
-from fairway.data.case import MARK_BYTES, MARKS, marked, restored
+from fairway.data.case import CAPITAL, MARK_BYTES, MARKS, SMALL, Capitals
 from fairway.data.spmodel import (
     BYTE,
     CONTROL,
     MAX_FILE_BYTES,
     MAX_PIECES,
+    NORMAL,
     SPACE,
     UNKNOWN,
     UNUSED,
@@ -55,7 +56,7 @@ def token_bytes(targets: Ids, previous: Ids, table: ByteTable) -> npt.NDArray[np
 class Tokenizer:
     """A checked SentencePiece model. Unless it is lossless, text is normalised before encoding.
 
-    A model with pieces for the marks of `case` reads and writes texts with them (case_ops). Its
+    A model with pieces for the marks of `case` reads and writes texts in that form (`case`). Its
     input and output are still the text itself, and so are the bytes of `table`.
     """
 
@@ -65,9 +66,7 @@ class Tokenizer:
         self._processor = _load_native(data)
         self.vocab_size = len(self._model.pieces)
         self.lossless = self._model.lossless
-        own = {piece for piece, kind in zip(self._model.pieces, self._model.types, strict=True)
-               if kind == USER_DEFINED}  # fmt: skip
-        self.case_ops = own.issuperset(MARKS)
+        self.case = _case_of(self._model)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -96,6 +95,11 @@ class Tokenizer:
         return digest_bytes(self.data)
 
     @property
+    def case_ops(self) -> bool:
+        """Whether texts have marks for capital letters."""
+        return self.case is not None
+
+    @property
     def pieces(self) -> list[str]:
         """The piece of every id, as in the model file."""
         return list(self._model.pieces)
@@ -112,10 +116,9 @@ class Tokenizer:
         text = [piece.removeprefix(SPACE) for piece in self._model.pieces]
         # Pieces of several words, which some tokenizers have, hold blanks of a byte each.
         base = np.array([len(piece.replace(SPACE, " ").encode()) for piece in text], np.int16)
-        if self.case_ops:
-            for mark, bytes_ in MARK_BYTES.items():
-                counts = np.array([piece.count(mark) for piece in text], np.int16)
-                base += (bytes_ - len(mark.encode())) * counts
+        for mark in self.case.marks if self.case else ():
+            counts = np.array([piece.count(mark) for piece in text], np.int16)
+            base += (MARK_BYTES[mark] - len(mark.encode())) * counts
         base[types == BYTE] = 1
         boundary = np.isin(types, (CONTROL, UNKNOWN, UNUSED))
         base[boundary] = 0
@@ -130,15 +133,15 @@ class Tokenizer:
 
     @cached_property
     def mark_ids(self) -> dict[bytes, int]:
-        """The ids of the marks of `case`; none without case_ops."""
-        pieces = self._model.pieces
-        return {mark.encode(): pieces.index(mark) for mark in MARKS} if self.case_ops else {}
+        """The ids of the marks of `case`; none without them."""
+        marks = self.case.marks if self.case else ()
+        return {mark.encode(): self._model.pieces.index(mark) for mark in marks}
 
     @cached_property
     def piece_bytes(self) -> list[bytes]:
         """The bytes that each id represents in any position: no space is ever dropped.
 
-        With case_ops they include marks; `restore` converts joined bytes to those of the text.
+        With `case` they include marks; `restore` converts joined bytes to those of the text.
         """
         found = [
             b"" if boundary else piece.replace(SPACE, " ").encode()
@@ -150,15 +153,15 @@ class Tokenizer:
 
     def mark(self, data: bytes) -> bytes:
         """Return the bytes that pieces consist of, from the bytes of a text."""
-        return marked(data) if self.case_ops else data
+        return self.case.marked(data) if self.case else data
 
     def restore(self, data: bytes) -> bytes:
         """Return the bytes of a text, from those of its pieces."""
-        return restored(data) if self.case_ops else data
+        return self.case.restored(data) if self.case else data
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Return the token ids of a text, without BOS."""
-        return self.encode_marked(marked(text.encode()).decode() if self.case_ops else text)
+        return self.encode_marked(self.mark(text.encode()).decode() if self.case else text)
 
     def encode_marked(self, text: str) -> npt.NDArray[np.int64]:
         """Return the token ids of a text that `mark` made, without BOS."""
@@ -167,7 +170,7 @@ class Tokenizer:
     def decode(self, ids: Ids | list[int]) -> str:
         """Return the text of some token ids; control tokens are dropped."""
         text = str(self._processor.decode(np.asarray(ids).tolist()))
-        return restored(text.encode()).decode() if self.case_ops else text
+        return self.restore(text.encode()).decode() if self.case else text
 
     def canonical(self, text: str) -> str:
         """Return the text as this tokenizer can represent it, the text that scores refer to.
@@ -189,6 +192,20 @@ class Tokenizer:
     def represents(self, text: str) -> bool:
         """Return whether encoding and decoding restore exactly this text."""
         return self.encode_exactly(text) is not None
+
+
+def _case_of(model: ModelFile) -> Capitals | None:
+    """Return how a tokenizer writes capital letters, or None if it has no marks for them.
+
+    Words that are pieces with capital letters need no marks.
+    """
+    own = {kind: set[str]() for kind in (NORMAL, USER_DEFINED)}
+    for piece, kind in zip(model.pieces, model.types, strict=True):
+        own.get(kind, set()).add(piece)
+    words = (piece.replace(SPACE, " ").encode() for piece in own[NORMAL])
+    kept = frozenset(word for word in words if CAPITAL.search(word))
+    form = Capitals(SMALL in own[USER_DEFINED], kept)
+    return form if own[USER_DEFINED].issuperset(form.marks) else None
 
 
 def _load_native(data: bytes) -> sentencepiece.SentencePieceProcessor:
@@ -275,7 +292,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = Fals
     if not 260 <= vocab_size <= MAX_PIECES:
         raise UserError(f"vocabulary size {vocab_size} is not between 260 and {MAX_PIECES}")
     if case_ops:
-        texts = (marked(text.encode()).decode() for text in texts)
+        texts, form = list(texts), Capitals(sentences=True)
+        form = Capitals(True, form.frequent(texts, vocab_size))
+        texts = (form.marked(text.encode()).decode() for text in texts)
     model, sentences = io.BytesIO(), list(_sentences(texts))
     if not any(sentences):
         raise UserError("there is no text to train a tokenizer on")

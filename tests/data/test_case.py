@@ -1,6 +1,7 @@
 """Capital letters as marks: every text comes back, and tokens count the text's own bytes."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from fairway.base.errors import UserError
 from fairway.config.overrides import override
 from fairway.data.build import build_data
-from fairway.data.case import ALL, ESCAPE, MARKS, NEXT, TITLE, marked, restored
+from fairway.data.case import ALL, ESCAPE, MARKS, NEXT, SMALL, TITLE, Capitals
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.data.pieces import Packer
@@ -29,75 +30,109 @@ HARD = [
     "", " ", "A", "a", "AB", "Ab", "aB", "ABc", "aBC", "I am", "x I", "\u00c4B", "É", "İi", "ſK",
     "".join(MARKS), f"{ESCAPE}a", f"{ESCAPE}A", f"AB{TITLE}CD", f"{ALL}abc", NEXT, f"a{TITLE}b",
     f"Ab{ESCAPE}{ESCAPE}dC", f"{TITLE}{TITLE}Xy", "\ue000\ue005", "A\x00B", "Z" * 999, "aA" * 500,
+    ". A", ". a", "A. B. c", f". {TITLE}a", f".{SMALL} a", f"{SMALL}. A", ". AB", ".\" \"Ab",
+    "! (aB", "?\u201d \u201cA", ". \u201cB C", ".. A", ".\r\nA", ". \u00c9a", ". 1 A",
 ]  # fmt: skip
 
 
-def plain(text: str) -> str:
-    """Write a text by the rules, letter by letter."""
-    out, at = [], 0
-    while at < len(text):
-        blank = (
-            text[at] == " " and text[at + 1 : at + 2].isascii() and text[at + 1 : at + 2].isalpha()
-        )
-        at += blank
-        end = at
-        while end < len(text) and text[end].isascii() and text[end].isalpha():
-            end += 1
-        word = text[at:end]
-        if not word:
-            literal = text[at] in MARKS
-            out.append(ESCAPE + "abcd"[MARKS.index(text[at])] if literal else text[at])
-            end = at + 1
-        elif len(word) > 1 and word.isupper():
-            out.append(ALL + " " * blank + word.lower())
-        else:
-            if not word[0].isupper():
-                out.append(" " * blank)
-            for place, letter in enumerate(word):
-                first = TITLE + " " * blank if place == 0 else NEXT
-                out.append((first if letter.isupper() else "") + letter.lower())
-        at = end
+FORMS = [Capitals(sentences=False), Capitals(sentences=True)]
+
+
+def ends_before(text: str, at: int) -> int | None:
+    """Return where a sentence ends if the word at a place is the first one after it."""
+    while at and text[at - 1] in "\"'([\u2018\u201c":
+        at -= 1
+    start = at
+    while start and text[start - 1] in " \t\n\r\v\f":
+        start -= 1
+    sign = start
+    while sign and text[sign - 1] in "\"')]\u2019\u201d":
+        sign -= 1
+    return start if start < at and sign and text[sign - 1] in ".!?" else None
+
+
+def plain(text: str, form: Capitals) -> str:
+    """Write a text by the rules, word by word."""
+    out = [ESCAPE + "abcde"[MARKS.index(sign)] if sign in form.marks else sign for sign in text]
+    for found in re.finditer("[A-Za-z]+", text):
+        start, word = found.start(), found[0]
+        front = start - 1 if text[:start].endswith(" ") else start
+        ends = ends_before(text, start) if SMALL in form.marks else None
+        every = len(word) > 1 and word.isupper()
+        for place, letter in enumerate(word, start):
+            mark = NEXT if letter.isupper() and place > start and not every else ""
+            out[place] = mark + letter.lower()
+        if every:
+            out[front] = ALL + out[front]
+        elif word[0].isupper() and ends is None:
+            out[front] = TITLE + out[front]
+        elif word[0].islower() and ends is not None:
+            out[ends] = SMALL + out[ends]
     return "".join(out)
 
 
+@pytest.mark.parametrize("form", FORMS, ids=["words", "sentences"])
 @pytest.mark.parametrize("text", [*HARD, *TEXTS])
-def test_texts_are_marked_by_the_rules_and_come_back(text: str) -> None:
-    assert marked(text.encode()).decode() == plain(text)
-    assert restored(marked(text.encode())).decode() == text
+def test_texts_are_marked_by_the_rules_and_come_back(text: str, form: Capitals) -> None:
+    assert form.marked(text.encode()).decode() == plain(text, form)
+    assert form.restored(form.marked(text.encode())).decode() == text
 
 
-def test_every_word_of_a_few_letters_and_marks_comes_back_and_has_its_own_form() -> None:
-    letters = ["A", "a", "D", "d", "-", *MARKS]
+def test_first_words_of_sentences_have_no_mark() -> None:
+    form = Capitals(sentences=True)
+
+    def read(text: str) -> str:
+        told = form.marked(text.encode()).decode()
+        return "".join("^A~\\_"[MARKS.index(sign)] if sign in MARKS else sign for sign in told)
+
+    assert read("The End. The end! The?") == "^the^ end. the end! the?"
+    assert read('A. b. C? 4 D.E. iOS. NASA. "It." \'S') == (
+        '^a._ b. c? 4^ d.^e._ i~o~s.A nasa. "it." \'s'
+    )
+    assert read("(No.) \u201cYes.\u201d  He.\n\nShe.\tMcFox") == (
+        "(^no.) \u201cyes.\u201d  he.\n\nshe.\tmc~fox"
+    )
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["words", "sentences"])
+@pytest.mark.parametrize("letters", ["AaDd-", 'Aa. "', "A. \n\u201c"])
+def test_every_text_of_a_few_signs_comes_back_and_has_its_own_form(
+    letters: str, form: Capitals
+) -> None:
+    signs = [*letters, *form.marks] if letters[0:2] == "Aa" else [*letters]
     texts = [""]
     for _ in range(5):
-        texts += [
-            text + letter for text in texts if len(text) == len(texts[-1]) for letter in letters
-        ]
-    forms = {marked(text.encode()) for text in texts}
-    assert len(forms) == len(texts) == len(set(texts)) > 60_000
-    assert all(restored(marked(text.encode())).decode() == text for text in texts)
+        texts += [text + sign for text in texts if len(text) == len(texts[-1]) for sign in signs]
+    forms = {form.marked(text.encode()) for text in texts}
+    assert len(forms) == len(texts) == len(set(texts)) > 3900
+    assert all(form.restored(form.marked(text.encode())).decode() == text for text in texts)
+    assert all(form.marked(text.encode()).decode() == plain(text, form) for text in texts[::7])
     # Marks where no writer puts them, as a model may, are left out.
     for text in (text for text in texts[:5000] if ESCAPE not in text):
-        assert not any(mark.encode() in restored(text.encode()) for mark in (TITLE, ALL, NEXT))
+        told = form.restored(text.encode())
+        assert not any(mark.encode() in told for mark in form.marks)
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary())
 def test_any_bytes_come_back(data: bytes) -> None:
-    assert restored(marked(data)) == data
-    assert restored(marked(data.replace(b"\x00", TITLE.encode()))) is not None
+    for form in FORMS:
+        assert form.restored(form.marked(data)) == data
+        assert form.restored(data.replace(b"\x00", TITLE.encode())) is not None
 
 
 @pytest.mark.slow
 def test_a_million_random_strings_come_back() -> None:
     draw = np.random.default_rng(0)
-    signs = np.array([*"AaBbZz .,\n-1é\u4e2d", *MARKS])
-    for _ in range(1000):
+    signs = np.array([*'AaBbZz .?,\n-1"\u201d\u201cé\u4e2d', *MARKS])
+    for round_ in range(1000):
         lengths = draw.integers(0, 12, 1000)
         drawn = signs[draw.integers(0, len(signs), int(lengths.sum()))]
         texts = ["".join(part) for part in np.split(drawn, np.cumsum(lengths)[:-1])]
         for text in texts:
-            assert restored(marked(text.encode())).decode() == text
+            assert (
+                FORMS[round_ % 2].restored(FORMS[round_ % 2].marked(text.encode())) == text.encode()
+            )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -111,8 +146,8 @@ def tokenizer() -> Tokenizer:
 
 def test_marks_are_tokens_of_their_own(tokenizer: Tokenizer) -> None:
     assert tokenizer.case_ops and not Tokenizer(train_tokenizer(TEXTS, 330)).case_ops
-    assert list(tokenizer.mark_ids.values()) == [4, 5, 6, 7]
-    assert tokenizer.table.base_bytes[4:8].tolist() == [0, 0, 0, 2]
+    assert list(tokenizer.mark_ids.values()) == [4, 5, 6, 7, 8]
+    assert tokenizer.table.base_bytes[4:9].tolist() == [0, 0, 0, 2, 0]
     ids = tokenizer.encode("The the THE").tolist()
     small, after = tokenizer.encode("the").tolist(), tokenizer.encode(" the").tolist()
     assert ids == [4, *small, *after, 5, *after]

@@ -88,7 +88,7 @@ def rows(model: LanguageModel, prompt: str | IntArray, tokens: list[int]) -> lis
 
 def test_what_a_model_writes_has_capitals_and_no_marks(model: LanguageModel) -> None:
     packer, tokenizer = model.packer, model.tokenizer
-    title, every, _, escape = tokenizer.mark_ids.values()
+    title, every, _, escape, _ = tokenizer.mark_ids.values()
     a, b = tokenizer.byte_ids[[97, 98]].tolist()
     assert rows(model, "x", [title, a, b, every, title, a]) == ["", "A", "Ab", "Ab", "Ab", "AbA"]
     assert rows(model, "x", [every, a, b, escape, a, a]) == ["", "A", "AB", "AB", f"AB{TITLE}",
