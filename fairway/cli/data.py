@@ -60,7 +60,7 @@ def data_build(
     ] = 10_000_000,
     case_ops: Annotated[
         bool,
-        typer.Option("--case-ops", help="Write a capital letter as a mark and the small letter."),
+        typer.Option("--case-ops", help="Use marks for capital letters, and unigrams."),
     ] = False,
     replace: Replace = False,
     as_json: Json = False,

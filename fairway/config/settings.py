@@ -46,8 +46,8 @@ class DataConfig:
     )
     case_ops: bool = opt(
         False,
-        "Write a capital letter of the embedded text as a mark and the small letter (CaseOps); the"
-        " score counts the bytes of the original text.",
+        "Give the embedded text a unigram tokenizer with marks for capital letters (CaseOps), not"
+        " BPE; the score counts the bytes of the original text.",
     )
     val_bytes: int = opt(
         0, "Bytes of validation text to score, in documents drawn at random; 0 scores all.", lo=0

@@ -37,6 +37,8 @@ _LOST = (
     "fairway: another process of this run ended without a message (killed, or out of memory?); the "
     "last checkpoint is kept, --resume continues"
 )
+# The time that a killed process may take to vanish; not every launcher waits for it.
+_VANISH_S = 0.5
 # The time for a process to end by itself after another has failed, without an incomplete file.
 _GRACE_S = 2.0
 
@@ -135,7 +137,10 @@ class Peers:
 
         torchrun sends the same signal when another process has ended and when its user stops it.
         """
-        return (_LOST, 1) if self._lost_one() else (interrupted, 130)
+        end_s = time.monotonic() + _VANISH_S
+        while not (lost := self._lost_one()) and time.monotonic() < end_s:
+            time.sleep(_LOOK_S)
+        return (_LOST, 1) if lost else (interrupted, 130)
 
     def _lost_one(self) -> bool:
         """Return whether another process of this host has ended already."""

@@ -23,6 +23,7 @@ from fairway.recipes import recipe
 TEXTS = [
     "The quick brown fox met NASA and McDonald in Paris. I SAID: It is HTTPServer2, eBay, iOS.\n"
     * 20,
+    "the other brother rather gathered those feathers there; their mother bothered another. " * 20,
     "A B CD eF Gh\tUPPER lower Title  MiXeD \u00c4pfel \u00c9TAT \U0001f600 Ω straße\r\n" * 20,
 ]
 # What a stranger may bring: marks in the text, letters next to them, nothing at all.
@@ -151,6 +152,38 @@ def test_marks_are_tokens_of_their_own(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("The the THE").tolist()
     small, after = tokenizer.encode("the").tolist(), tokenizer.encode(" the").tolist()
     assert ids == [4, *small, *after, 5, *after]
+
+
+def test_frequent_words_keep_their_capitals() -> None:
+    draw = np.random.default_rng(3)
+    others = ["".join(draw.choice([*"aeiourstln"], draw.integers(2, 7))) for _ in range(300)]
+    places = (draw.pareto(1.0, 20_000) * 3).astype(int).clip(max=299)
+    words = [others[place] for place in places]
+    words[5::40], words[7::40], words[9::40] = ["Bob"] * 500, ["Dick"] * 500, ["end. He"] * 500
+    # A unigram model takes only parts of at least two different words between blanks.
+    words[6::80], words[8::80] = ["Bob,"] * 250, ["Dick."] * 250
+    texts = [" ".join(words)]
+    kept = Capitals(sentences=True).frequent(texts, 400)
+    # The first word of a sentence does not count: it has no mark.
+    assert {b" Bob", b" Dick"} <= kept and b" He" not in kept
+    tokenizer = Tokenizer(train_tokenizer(texts, 400, case_ops=True))
+    assert {"\u2581Bob", "\u2581Dick"} <= set(tokenizer.pieces)
+    marks = set(tokenizer.mark_ids.values())
+    assert not marks & set(tokenizer.encode("then Bob ran. Dick saw. He ran. Bob").tolist())
+    assert tokenizer.mark_ids[TITLE.encode()] in tokenizer.encode("then ran He").tolist()
+    assert tokenizer.mark_ids[SMALL.encode()] in tokenizer.encode("Dick ran. he").tolist()
+
+
+def test_a_tokenizer_of_before_is_read_without_the_rule_for_sentences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fairway.data.tokens.MARKS", MARKS[:4])
+    tokenizer = Tokenizer(train_tokenizer(TEXTS, 330, case_ops=True))
+    assert [mark.decode() for mark in tokenizer.mark_ids] == list(MARKS[:4])
+    text = f"It is. It is. it {SMALL}{TITLE} is."
+    assert tokenizer.mark(text.encode()).decode() == plain(text, FORMS[0])
+    packer = Packer(tokenizer)
+    assert packer.documents(packer.stream([text])) == [text.encode()]
 
 
 @pytest.mark.parametrize("text", [*HARD, *TEXTS])

@@ -28,8 +28,9 @@ TEXT = f"{LINES}and {TITLE}{ESCAPE}aB{ALL}\u00c9TAT{NEXT} A"
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = replace(TINY, vocab_size=330)
-    tokenizer = Tokenizer(train_tokenizer([LINES * 20], 330, case_ops=True))
+    config = replace(TINY, vocab_size=315)
+    more = "the other brother rather gathered those feathers there; their mother bothered another. "
+    tokenizer = Tokenizer(train_tokenizer([LINES * 20, more * 20], 315, case_ops=True))
     path = tmp_path_factory.mktemp("case") / "a.fwy"
     pack = PackConfig(codec="raw", with_tokenizer=True)
     provenance = PROVENANCE | {"score": {**PROVENANCE["score"], "seq_len": 48, "stride": 8}}
@@ -100,7 +101,7 @@ def test_what_a_model_writes_has_capitals_and_no_marks(model: LanguageModel) -> 
     start = np.array([tokenizer.bos_id])
     told = rows(model, start, ids.tolist()[:90])
     assert all(TEXT.startswith(part.removesuffix("\ufffd")) for part in told)
-    drawn = model.generate("The QUICK", max_tokens=60, seed=3, top_k=330, temperature=3.0)
+    drawn = model.generate("The QUICK", max_tokens=60, seed=3, top_k=315, temperature=3.0)
     assert drawn == "".join(
-        model.stream("The QUICK", max_tokens=60, seed=3, top_k=330, temperature=3.0)
+        model.stream("The QUICK", max_tokens=60, seed=3, top_k=315, temperature=3.0)
     )

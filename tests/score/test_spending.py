@@ -106,8 +106,8 @@ def test_every_score_of_a_run_adds_up(smoke_run: Path) -> None:
 
 def test_kinds_are_those_that_people_would_say() -> None:
     texts = [document.text + "\nIn 1999 (Ada) wrote C++ to GMT-0800." for document in documents(20)]
-    for case_ops in (False, True):
-        tokenizer = Tokenizer(train_tokenizer(texts, 340, case_ops))
+    for vocab_size, case_ops in ((340, False), (333, True)):
+        tokenizer = Tokenizer(train_tokenizer(texts, vocab_size, case_ops))
         names = np.array(KINDS)[kinds_of(tokenizer)]
         kinds = {shown(p): str(n) for p, n in zip(tokenizer.pieces, names, strict=True)}
         assert kinds["<s>"] == "ends of documents" and kinds["line end"] == "line ends"
