@@ -205,6 +205,18 @@ def test_the_signal_for_a_lost_process_is_told_from_that_of_a_user(
         assert sentence.startswith(LOST) and code == 1
 
 
+def test_a_process_that_is_just_ending_is_waited_for(
+    exits: list[int], world: pytest.MonkeyPatch
+) -> None:
+    world.setenv("WORLD_SIZE", "2")
+    store = HashStore()
+    ending = subprocess.Popen(["sleep", "0.2"])
+    threading.Thread(target=ending.wait).start()
+    store.set("fairway/process/1", f"{ending.pid} {HOST}")
+    sentence, code = Peers(0, store).told_apart("fairway: interrupted")
+    assert sentence.startswith(LOST) and code == 1
+
+
 def test_a_signal_that_comes_while_an_error_is_explained_hides_nothing(
     exits: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,7 +60,7 @@ def data_build(
     ] = 10_000_000,
     case_ops: Annotated[
         bool,
-        typer.Option("--case-ops", help="Use marks for capital letters, and unigrams."),
+        typer.Option("--case-ops", help="Train a tokenizer with marks for capital letters."),
     ] = False,
     replace: Replace = False,
     as_json: Json = False,

@@ -8,13 +8,14 @@ has its own form, which no other text has.
 
 The first word of a sentence has no TITLE. If it begins with a small letter, SMALL stands after the
 sign that ends the sentence before. Folders and artifacts from before this rule have no SMALL; they
-are read and written without it (`sentences`).
+are read and written without it (`sentences`). Words that a tokenizer has as pieces with capitals
+keep them and have no marks (`kept`).
 
-This is CaseOps of #1729 with three differences. There a mark stands after the blank, so that `the
+This is CaseOps of #1729 with four differences. There a mark stands after the blank, so that `the
 House` becomes five tokens: the, a blank, a mark, and a `house` that is not the one of `the house`.
-Here it becomes the, a mark, and the usual ` house`. There the first words of sentences have marks.
-And there may be no mark after an ESCAPE, which would make the bytes of a token depend on more than
-the token before.
+Here it becomes the, a mark, and the usual ` house`. There the first words of sentences and frequent
+words have marks. And there may be no mark after an ESCAPE, which would make the bytes of a token
+depend on more than the token before.
 
 It works on UTF-8 and on any other bytes.
 """
@@ -44,7 +45,7 @@ class Capitals:
 
     def __init__(self, sentences: bool, kept: Set[bytes] = frozenset()) -> None:
         self.marks = MARKS if sentences else MARKS[:4]
-        self._kept = kept
+        self.kept = kept
         count = len(self.marks)
         mark = rb"\xee\x80[\x81-\x8%d]" % count
         escaped = rb"\x84([a-%b])" % _LETTERS[count - 1 : count]
@@ -83,10 +84,10 @@ class Capitals:
             at = _MARKS.index(mark)
             return _ESCAPE + _LETTERS[at : at + 1]
         if word:
-            return match[0] if match[0] in self._kept else _marked_word(blank, word)
+            return match[0] if match[0] in self.kept else _marked_word(blank, word)
         gap = between.removesuffix(b" ")
         blank = between[len(gap) :]
-        if blank + first in self._kept:
+        if blank + first in self.kept:
             return match[0]
         if first[:1].islower():
             return end + _SMALL + between + _marked_word(b"", first)

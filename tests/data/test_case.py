@@ -36,7 +36,9 @@ HARD = [
 ]  # fmt: skip
 
 
-FORMS = [Capitals(sentences=False), Capitals(sentences=True)]
+KEPT = frozenset({b" A", b"Aa", b" AB", b" I", b" NASA", b" It", b" McDonald"})
+FORMS = [Capitals(sentences=False), Capitals(sentences=True), Capitals(True, KEPT)]
+NAMES = ["words", "sentences", "kept"]
 
 
 def ends_before(text: str, at: int) -> int | None:
@@ -60,6 +62,8 @@ def plain(text: str, form: Capitals) -> str:
         front = start - 1 if text[:start].endswith(" ") else start
         ends = ends_before(text, start) if SMALL in form.marks else None
         every = len(word) > 1 and word.isupper()
+        if text[front : found.end()].encode() in form.kept:
+            continue
         for place, letter in enumerate(word, start):
             mark = NEXT if letter.isupper() and place > start and not every else ""
             out[place] = mark + letter.lower()
@@ -72,7 +76,7 @@ def plain(text: str, form: Capitals) -> str:
     return "".join(out)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=["words", "sentences"])
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
 @pytest.mark.parametrize("text", [*HARD, *TEXTS])
 def test_texts_are_marked_by_the_rules_and_come_back(text: str, form: Capitals) -> None:
     assert form.marked(text.encode()).decode() == plain(text, form)
@@ -95,17 +99,19 @@ def test_first_words_of_sentences_have_no_mark() -> None:
     )
 
 
-@pytest.mark.parametrize("form", FORMS, ids=["words", "sentences"])
-@pytest.mark.parametrize("letters", ["AaDd-", 'Aa. "', "A. \n\u201c"])
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+@pytest.mark.parametrize(
+    "signs",
+    [["A", "a", "D", "d", "-", *MARKS], ["A", "a", ".", " ", '"', *MARKS], [*"AB. \n\u201c"]],
+)
 def test_every_text_of_a_few_signs_comes_back_and_has_its_own_form(
-    letters: str, form: Capitals
+    signs: list[str], form: Capitals
 ) -> None:
-    signs = [*letters, *form.marks] if letters[0:2] == "Aa" else [*letters]
     texts = [""]
     for _ in range(5):
         texts += [text + sign for text in texts if len(text) == len(texts[-1]) for sign in signs]
     forms = {form.marked(text.encode()) for text in texts}
-    assert len(forms) == len(texts) == len(set(texts)) > 3900
+    assert len(forms) == len(texts) == sum(len(signs) ** length for length in range(6))
     assert all(form.restored(form.marked(text.encode())).decode() == text for text in texts)
     assert all(form.marked(text.encode()).decode() == plain(text, form) for text in texts[::7])
     # Marks where no writer puts them, as a model may, are left out.
@@ -119,7 +125,8 @@ def test_every_text_of_a_few_signs_comes_back_and_has_its_own_form(
 def test_any_bytes_come_back(data: bytes) -> None:
     for form in FORMS:
         assert form.restored(form.marked(data)) == data
-        assert form.restored(data.replace(b"\x00", TITLE.encode())) is not None
+        several = data.replace(b"\x00", TITLE.encode())
+        assert len(form.restored(several)) <= len(several)
 
 
 @pytest.mark.slow
@@ -130,10 +137,9 @@ def test_a_million_random_strings_come_back() -> None:
         lengths = draw.integers(0, 12, 1000)
         drawn = signs[draw.integers(0, len(signs), int(lengths.sum()))]
         texts = ["".join(part) for part in np.split(drawn, np.cumsum(lengths)[:-1])]
+        form = FORMS[round_ % len(FORMS)]
         for text in texts:
-            assert (
-                FORMS[round_ % 2].restored(FORMS[round_ % 2].marked(text.encode())) == text.encode()
-            )
+            assert form.restored(form.marked(text.encode())).decode() == text
 
 
 # ---------------------------------------------------------------------------------------------
