@@ -292,11 +292,27 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = Fals
     """
     if not 260 <= vocab_size <= MAX_PIECES:
         raise UserError(f"vocabulary size {vocab_size} is not between 260 and {MAX_PIECES}")
+    texts = list(texts)
+    model = _trained(texts, vocab_size, case_ops)
+    size = len(parse_model(model).pieces)
+    if size == vocab_size:
+        return model
+    # The words that keep their capitals depend on the size, and the largest size on these words.
+    while (fewer := len(parse_model(_trained(texts, size, case_ops)).pieces)) < size:
+        size = fewer
+    raise UserError(
+        f"the text is too small for a vocabulary of {vocab_size}; the largest possible is "
+        f"{size}: {_set_vocabulary(size)}, or add text"
+    )
+
+
+def _trained(texts: list[str], vocab_size: int, case_ops: bool) -> bytes:
+    """Return a model file of `vocab_size` pieces, or of fewer if the texts have no more."""
+    marked: Iterable[str] = texts
     if case_ops:
-        texts, form = list(texts), Capitals(sentences=True)
-        form = Capitals(True, form.frequent(texts, vocab_size))
-        texts = (form.marked(text.encode()).decode() for text in texts)
-    model, sentences = io.BytesIO(), list(_sentences(texts))
+        form = Capitals(True, Capitals(sentences=True).frequent(texts, vocab_size))
+        marked = (form.marked(text.encode()).decode() for text in texts)
+    model, sentences = io.BytesIO(), list(_sentences(marked))
     if not any(sentences):
         raise UserError("there is no text to train a tokenizer on")
     try:
@@ -324,12 +340,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = Fals
         )
     except RuntimeError as error:
         raise _too_small(str(error), vocab_size) from None
-    size = len(parse_model(model.getvalue()).pieces)
-    if size < vocab_size:
-        raise UserError(
-            f"the text is too small for a vocabulary of {vocab_size}; the largest possible is "
-            f"{size}: {_set_vocabulary(size)}, or add text"
-        )
     return model.getvalue()
 
 

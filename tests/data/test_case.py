@@ -180,6 +180,16 @@ def test_frequent_words_keep_their_capitals() -> None:
     assert tokenizer.mark_ids[SMALL.encode()] in tokenizer.encode("Dick ran. he").tolist()
 
 
+@pytest.mark.parametrize("text", [TEXTS[0], "".join(TEXTS), " ".join(HARD) * 9, "NASA Foo " * 99])
+@pytest.mark.parametrize("case_ops", [False, True])
+def test_the_largest_vocabulary_that_an_error_names_is_possible(text: str, case_ops: bool) -> None:
+    for asked in (600, 5000, 60_000):
+        with pytest.raises(UserError, match="the largest possible is") as error:
+            train_tokenizer([text], asked, case_ops)
+        named = int(re.findall("largest possible is ([0-9]+)", str(error.value))[0])
+        assert Tokenizer(train_tokenizer([text], named, case_ops)).vocab_size == named
+
+
 def test_a_tokenizer_of_before_is_read_without_the_rule_for_sentences(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
