@@ -9,9 +9,10 @@ Shapes: R rows, C columns.
 """
 
 import functools
+import math
 import struct
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 
@@ -61,7 +62,7 @@ from fairway.pack.arithmetic import (
     exp2_256,
     log2_256,
 )
-from fairway.pack.moments import WIDEST, Covariance
+from fairway.pack.moments import PRIOR_ROWS, WIDEST, Covariance
 from fairway.quantise.trellis import GRIDS, TRELLIS
 
 # The weight of the Gaussian prior of a fresh cell, in uses.
@@ -202,14 +203,14 @@ class _Fit:
     """
 
     def __init__(self, codes_RC: Ints, side: Side, predict: int) -> None:
-        self._codes_RC, self._side, self._predict = codes_RC, side, predict
+        self.codes_RC, self._side, self._predict = codes_RC, side, predict
         R, C = side.shape
         self._rows = min(R, max(1, _FIT_VALUES // C))
         energies = int((codes_RC**2).clip(0, 1 << 24).sum()) << (14 if side.trellis else 12)
         self._head = _Head(_log(energies, R * C), _in_units(_FIRST_POWERS), predict)
         self._means_RC = np.zeros((R, C if predict else 0), np.int32)
-        # The cost of the matrix before the first step, in 2^-24 bits.
-        self.cost = 0
+        # The cost of the matrix before the first step, in 2^-24 bits; endless until it is observed.
+        self.cost = math.inf
 
     def observe(self, covariance: Covariance) -> None:
         """Take the first step and keep all means; with a covariance, up to the end of the
@@ -217,7 +218,7 @@ class _Fit:
         walk = _Walk(self._side, self._head, covariance)
         self._step(walk)
         self.cost = int(walk.row[NLL])
-        walk.go(FIT, self._codes_RC[self._rows :], self._means_RC[self._rows :])
+        walk.go(FIT, self.codes_RC[self._rows :], self._means_RC[self._rows :])
 
     def finish(self) -> None:
         """Take the other steps."""
@@ -229,9 +230,9 @@ class _Fit:
         walk, parts, C = self._walk(), [], self._side.shape[1]
         at_once = max(1, _CODES_AT_ONCE // C)
         buffer = np.zeros(min(at_once, self._side.shape[0]) * C * _ROOM_BYTES, np.uint8)
-        for first in range(0, len(self._codes_RC), at_once):
+        for first in range(0, len(self.codes_RC), at_once):
             rows = slice(first, first + at_once)
-            walk.go(ENCODE, self._codes_RC[rows], self._means_RC[rows], cells, coder, buffer)
+            walk.go(ENCODE, self.codes_RC[rows], self._means_RC[rows], cells, coder, buffer)
             parts.append(buffer[: coder[AT]].tobytes())
             coder[AT] = 0
         return parts
@@ -245,7 +246,7 @@ class _Fit:
         return _Walk(self._side, head, Covariance(0))
 
     def _step(self, walk: _Walk) -> None:
-        met = walk.go(FIT, self._codes_RC[: self._rows], self._means_RC[: self._rows])
+        met = walk.go(FIT, self.codes_RC[: self._rows], self._means_RC[: self._rows])
         change = _solve(walk.curvature, walk.gradient)
         powers = [
             p / POWER_UNIT + min(max(d, -1.0), 1.0)
@@ -360,20 +361,19 @@ def _best_prediction(
 ) -> tuple[int, list[_Fit]]:
     """Return the way to predict means that makes the stream shortest, if Gaussian, and its fits."""
     ways = [NO_PREDICTION, COLUMN_MEANS, *([COVARIANCE] if _width(sides) else [])]
-    # The covariance continues from matrix to matrix, so it takes longest.
     found = {
         predict: [
             _Fit(codes_RC, side, predict) for codes_RC, side in zip(matrices, sides, strict=True)
         ]
-        for predict in reversed(ways)
+        for predict in ways
     }
     covariance = Covariance(_width(sides))
-    waiting = []
-    for predict, fits in found.items():
-        if predict == COVARIANCE:
-            waiting.append(pool.submit(_observe_all, fits, covariance))
-        else:
-            waiting += [pool.submit(fit.observe, covariance) for fit in fits]
+    plain = [found[predict] for predict in ways if predict != COVARIANCE]
+    waiting = [pool.submit(fit.observe, covariance) for fits in plain for fit in fits]
+    if COVARIANCE in found:
+        # The last one: it waits for the others, which the pool takes before it.
+        rivals = list(waiting)
+        waiting.append(pool.submit(_observe_all, found[COVARIANCE], covariance, plain, rivals))
     for each in waiting:
         each.result()
     costs = {predict: sum(fit.cost for fit in fits) for predict, fits in found.items()}
@@ -381,9 +381,25 @@ def _best_prediction(
     return best, found[best]
 
 
-def _observe_all(fits: list[_Fit], covariance: Covariance) -> None:
-    for fit in fits:
+def _observe_all(
+    fits: list[_Fit],
+    covariance: Covariance,
+    plain: list[list[_Fit]],
+    waiting: list[Future[None]],
+) -> None:
+    """Observe all matrices, or stop if the ways without a covariance cost less so far.
+
+    The covariance continues from matrix to matrix, which takes as long as coding them, and only
+    embeddings and keys gain from it. Before PRIOR_ROWS rows it has learned too little to be judged.
+    """
+    wait(waiting)
+    rows = 0
+    for number, fit in enumerate(fits, 1):
         fit.observe(covariance)
+        rows += len(fit.codes_RC)
+        least = min(sum(rival.cost for rival in rivals[:number]) for rivals in plain)
+        if rows >= PRIOR_ROWS and sum(fit.cost for fit in fits[:number]) > least:
+            return
 
 
 def new_coder(data: bytes | None = None) -> Ints:

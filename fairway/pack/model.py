@@ -5,6 +5,7 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
 from fairway.model.gpt import GPT
 from fairway.pack.artifact import Account, save_artifact
+from fairway.pack.streams import prepare_coder
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.dependent import Plan
 from fairway.quantise.estimate import CONTAINER_BYTES, estimate_bytes, factor_bytes
@@ -38,6 +40,8 @@ from fairway.train.steps import Say
 
 # Bytes that the step of a row or a column takes in an artifact of a trained model.
 _BYTES_PER_STEP = 0.32
+# Statistics that are being made.
+_Coming = Future[dict[str, Any]]
 
 
 def pack_model(
@@ -58,48 +62,68 @@ def pack_model(
     is large enough, it raises UserError and leaves the file at `path` unchanged.
     """
     start_s = time.perf_counter()
-    text = _Calibration(config, source, model.tok_emb.weight.device)
-    hessians = _hessians(text, model, state)
-    method = _method(text, code_bytes, model, state, hessians)
-    calibrated_s = time.perf_counter()
     packs: dict[float, _Pack] = {}
     # Beside the artifact, since a file that does not fit must not replace it.
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    place = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    with place as folder, ThreadPoolExecutor(1) as beside:
+        if config.pack.codec == "cabac":
+            beside.submit(prepare_coder)
+        text = _Calibration(config, source, model.tok_emb.weight.device)
+        hessians = _hessians(text, model, state)
+        method = _method(text, code_bytes, model, state, hessians)
+        calibrated_s = time.perf_counter()
+
+        def tell(quantised: QuantisedModel) -> _Coming:
+            return beside.submit(_statistics, state, hessians, quantised)
 
         def size_at(setting: float) -> int:
             file = Path(folder) / str(len(packs))
-            packs[setting] = _pack(text, method, setting, file, provenance)
+            # The first pack is nearly always the one that is kept.
+            packs[setting] = _pack(text, method, setting, file, provenance, None if packs else tell)
             return packs[setting].bytes + code_bytes
 
         chosen = method.choose(size_at)
         chosen_s = time.perf_counter()
-        packs[chosen].file.replace(path)
-    quantised, account = packs[chosen].quantised, packs[chosen].account
-    size = path.stat().st_size
-    assert sum(count for _, count in account) == size, "the byte account misses the file size"
+        kept = packs[chosen]
+        kept.file.replace(path)
+        waiting = kept.statistics
+        statistics = waiting.result() if waiting else _statistics(state, hessians, kept.quantised)
+    assert sum(count for _, count in kept.account) == path.stat().st_size, "bytes are missing"
     if chosen != method.asked:
         say(
             f"{method.what} {method.asked:.4g} -> {chosen:.4g} so that artifact and code fit: "
-            f"{size + code_bytes:,} of {config.pack.limit_bytes:,} bytes"
+            f"{kept.bytes + code_bytes:,} of {config.pack.limit_bytes:,} bytes"
         )
     return {
-        "bytes": size,
-        "matrix_sigmas": None,
-        "level": None,
+        **_bytes(config, code_bytes, packs.values(), kept),
         method.key: chosen,
         "digest": digest_file(path),
-        # Of artifact and code, in the order of the packs.
-        "sizes": [pack.bytes + code_bytes for pack in packs.values()],
-        "limit_bytes": config.pack.limit_bytes,
-        "code_bytes": code_bytes,
-        "sections": [{"name": name, "bytes": count} for name, count in account],
-        **_statistics(state, quantised, hessians),
+        **statistics,
         "seconds": _seconds((start_s, calibrated_s, chosen_s), packs.values()),
     }
 
 
+def _bytes(
+    config: Config, code_bytes: int, packs: Collection["_Pack"], kept: "_Pack"
+) -> dict[str, Any]:
+    """Return the sizes of the packs and of the sections of the one that is kept."""
+    return {
+        "bytes": kept.bytes,
+        "matrix_sigmas": None,
+        "level": None,
+        # Of artifact and code, in the order of the packs.
+        "sizes": [pack.bytes + code_bytes for pack in packs],
+        "limit_bytes": config.pack.limit_bytes,
+        "code_bytes": code_bytes,
+        "sections": [{"name": name, "bytes": count} for name, count in kept.account],
+    }
+
+
 def _seconds(times_s: tuple[float, float, float], packs: Collection["_Pack"]) -> dict[str, float]:
-    """Return the seconds of the parts, from when packing, estimates and statistics began."""
+    """Return the seconds of the parts, from when packing and estimates began and ended.
+
+    Of the statistics, which are made beside the first coding, it is what was left to do.
+    """
     start_s, calibrated_s, chosen_s = times_s
     quantise_s = sum(pack.quantise_s for pack in packs)
     coding_s = sum(pack.write_s for pack in packs)
@@ -113,7 +137,7 @@ def _seconds(times_s: tuple[float, float, float], packs: Collection["_Pack"]) ->
 
 
 def _statistics(
-    state: dict[str, Tensor], quantised: QuantisedModel, hessians: dict[str, Tensor]
+    state: dict[str, Tensor], hessians: dict[str, Tensor], quantised: QuantisedModel
 ) -> dict[str, Any]:
     """Return the effect of rounding on the weights, ready for JSON."""
     coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
@@ -164,7 +188,10 @@ class _Calibration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pack:
-    """The artifact of one clip multiplier, and the cost of making it."""
+    """The artifact of one clip multiplier, and the cost of making it.
+
+    `statistics` are being made, if they were asked for.
+    """
 
     file: Path
     bytes: int
@@ -172,19 +199,27 @@ class _Pack:
     account: Account
     quantise_s: float
     write_s: float
+    statistics: _Coming | None
 
 
 def _pack(
-    text: _Calibration, method: "_Method", setting: float, file: Path, provenance: dict[str, Any]
+    text: _Calibration,
+    method: "_Method",
+    setting: float,
+    file: Path,
+    provenance: dict[str, Any],
+    told: Callable[[QuantisedModel], _Coming] | None,
 ) -> _Pack:
     config, tokenizer = text.config, text.source.tokenizer
     start_s = time.perf_counter()
     quantised = method.quantise(setting)
     quantised_s = time.perf_counter()
+    statistics = told(quantised) if told else None
     account = save_artifact(file, quantised, config.model, config.pack, tokenizer, provenance)
     end_s = time.perf_counter()
     size = file.stat().st_size
-    return _Pack(file, size, quantised, account, quantised_s - start_s, end_s - quantised_s)
+    taken_s = quantised_s - start_s, end_s - quantised_s
+    return _Pack(file, size, quantised, account, *taken_s, statistics)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ from fairway.pack.arithmetic import Narrow, factorise
 
 WIDEST = 1024
 # The weight, in rows, of the prior that columns are independent.
-_PRIOR_ROWS = 2400
+PRIOR_ROWS = 2400
 
 
 class Covariance:
@@ -48,7 +48,7 @@ class Covariance:
         largest = self._moments_CC.diagonal().max()
         if largest == 0:
             return
-        trust = self._known / (self._known + _PRIOR_ROWS)
+        trust = self._known / (self._known + PRIOR_ROWS)
         scaled_CC = self._moments_CC * trust
         np.fill_diagonal(scaled_CC, self._moments_CC.diagonal())
         covariance_CC = np.rint(scaled_CC / largest * 2.0**40).astype(np.int64)

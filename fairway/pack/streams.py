@@ -28,6 +28,13 @@ from fairway.quantise.gptq import QuantisedModel
 KINDS = ("codes", "scales", "steps", "left factors", "right factors")
 
 
+def prepare_coder() -> None:
+    """Compile the coder, which takes seconds on a new machine, by coding a few numbers."""
+    numbers_RC = np.ones((256, 2), np.int16)
+    encode_codes([numbers_RC], [Side((256, 2), np.zeros(256, np.int64))])
+    encode_lines([numbers_RC[:, 0]])
+
+
 def encode_section(spec: SectionSpec, quantised: QuantisedModel) -> bytes:
     """Return the stream of a section of one of KINDS."""
     if spec.kind != "codes":
