@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from plain_cabac import read_stream
 
 import fairway
 from fairway.base.errors import UserError
+from fairway.pack import cabac
 from fairway.pack.cabac import Side, decode_codes, encode_codes
 from fairway.pack.lines import decode_lines, encode_lines
+from fairway.pack.moments import Covariance
 from fairway.quantise.trellis import GRIDS, TRELLIS
 
 Codes = NDArray[np.int16]
@@ -77,6 +80,27 @@ def test_what_the_encoder_writes_is_read_from_the_page_alone() -> None:
 
 def test_all_ways_to_predict_are_used() -> None:
     assert {encode_codes(*sample)[0] for sample in samples()} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("related", [False, True])
+def test_a_covariance_is_followed_only_where_it_gains(related: bool) -> None:
+    loads = whole(3, (2, 10), 3 if related else 0)
+    codes = [
+        (whole(2 * n, (1300, 2), 9) @ loads + whole(2 * n + 1, (1300, 10), 4)).astype(np.int16)
+        for n in range(4)
+    ]
+    sides = [side(matrix) for matrix in codes]
+    fits = {way: [cabac._Fit(m.astype(np.int64), s, way) for m, s in zip(codes, sides, strict=True)]
+            for way in (0, 2)}  # fmt: skip
+    covariance = Covariance(10)
+    for fit in fits[0]:
+        fit.observe(covariance)
+    cabac._observe_all(fits[2], covariance, [fits[0]], [])
+    # Two matrices have more rows than the prior weighs.
+    assert [math.isinf(fit.cost) for fit in fits[2]] == [False, False, not related, not related]
+    data = encode_codes(codes, sides)
+    assert (data[0] == 2) is related
+    assert equal(decode_codes(data, sides), codes)
 
 
 @pytest.mark.long
