@@ -67,6 +67,8 @@ def test_a_model_that_is_too_large_is_made_to_fit(pack: Pack, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["artifact.fwy"]
     direct, _ = pack(f"quant.matrix_sigmas={facts['matrix_sigmas']}")
     assert direct["digest"] == facts["digest"]
+    # Made beside the only coding here, after the last one there.
+    assert direct["matrices"] == facts["matrices"] and direct["weights"] == facts["weights"]
 
 
 def test_a_model_that_fits_is_packed_as_asked(pack: Pack) -> None:

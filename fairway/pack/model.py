@@ -86,8 +86,7 @@ def pack_model(
         chosen_s = time.perf_counter()
         kept = packs[chosen]
         kept.file.replace(path)
-        waiting = kept.statistics
-        statistics = waiting.result() if waiting else _statistics(state, hessians, kept.quantised)
+        statistics = kept.statistics or _statistics(state, hessians, kept.quantised)
     assert sum(count for _, count in kept.account) == path.stat().st_size, "bytes are missing"
     if chosen != method.asked:
         say(
@@ -127,12 +126,13 @@ def _seconds(times_s: tuple[float, float, float], packs: Collection["_Pack"]) ->
     start_s, calibrated_s, chosen_s = times_s
     quantise_s = sum(pack.quantise_s for pack in packs)
     coding_s = sum(pack.write_s for pack in packs)
+    waited_s = sum(pack.statistics_s for pack in packs)
     return {
         "calibrate": calibrated_s - start_s,
-        "estimate": chosen_s - calibrated_s - quantise_s - coding_s,
+        "estimate": chosen_s - calibrated_s - quantise_s - coding_s - waited_s,
         "quantise": quantise_s,
         "coding": coding_s,
-        "statistics": time.perf_counter() - chosen_s,
+        "statistics": time.perf_counter() - chosen_s + waited_s,
     }
 
 
@@ -190,7 +190,7 @@ class _Calibration:
 class _Pack:
     """The artifact of one clip multiplier, and the cost of making it.
 
-    `statistics` are being made, if they were asked for.
+    `statistics` are those of its rounding, if they were asked for.
     """
 
     file: Path
@@ -199,7 +199,8 @@ class _Pack:
     account: Account
     quantise_s: float
     write_s: float
-    statistics: _Coming | None
+    statistics_s: float
+    statistics: dict[str, Any] | None
 
 
 def _pack(
@@ -214,12 +215,14 @@ def _pack(
     start_s = time.perf_counter()
     quantised = method.quantise(setting)
     quantised_s = time.perf_counter()
-    statistics = told(quantised) if told else None
+    waiting = told(quantised) if told else None
     account = save_artifact(file, quantised, config.model, config.pack, tokenizer, provenance)
     end_s = time.perf_counter()
     size = file.stat().st_size
     taken_s = quantised_s - start_s, end_s - quantised_s
-    return _Pack(file, size, quantised, account, *taken_s, statistics)
+    # They set the precision of products for the whole process, so another pack must not begin yet.
+    statistics = waiting.result() if waiting else None
+    return _Pack(file, size, quantised, account, *taken_s, time.perf_counter() - end_s, statistics)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

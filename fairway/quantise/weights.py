@@ -126,7 +126,7 @@ def row_kurtosis(values_RC: npt.NDArray[Any]) -> Reals:
 
 def code_entropy_bits(codes: npt.NDArray[Any]) -> float:
     """Return the order-0 entropy of integers in bits per element."""
-    # Counting needs a quarter of the time of sorting; int32, since int8 would overflow.
+    # Counting takes a seventh of the time of sorting; int32, since int8 would overflow.
     least = int(codes.min())
     counts = np.bincount(codes.ravel().astype(np.int32) - least)
     shares = counts[counts > 0] / codes.size
