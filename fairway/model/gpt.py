@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairway.config.settings import BOS_ID, ModelConfig
@@ -27,7 +26,7 @@ from fairway.model import attention, kinds
 from fairway.model.block import Attached, Block, Visit, Walk
 from fairway.model.kinds import Kind, kind_in, scalar
 from fairway.model.operations import PLAIN, Join, Rope
-from fairway.model.ops import softcapped
+from fairway.model.ops import softcapped, wide_logits
 from fairway.model.seen import documents_of
 
 # The base of rotary frequencies, as in #1493.
@@ -233,7 +232,7 @@ class GPT(nn.Module):
 
         `extra` is added before the cap.
         """
-        raw = F.linear(x, self.tok_emb.weight.to(x.dtype))
+        raw = wide_logits(x, self.tok_emb.weight)
         if self.attached is not None:
             extra = self.attached.head(x)
         raw = raw if extra is None else raw + extra

@@ -316,7 +316,37 @@ def leaky_square(x: Tensor, leak: float) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------
-# The loss
+# The head and the loss
+
+
+class _WideProduct(_Function):
+    # PyTorch has no backward pass of its own for a product with `out_dtype`.
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor) -> Tensor:
+        ctx.save_for_backward(x_ND, weight_VD)
+        logits_NV: Tensor = torch.mm(x_ND, weight_VD.T, out_dtype=torch.float32)
+        return logits_NV
+
+    @staticmethod
+    def backward(ctx: Any, grad_NV: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x_ND, weight_VD = ctx.saved_tensors
+        rounded_NV, (wants_x, wants_weight) = grad_NV.to(x_ND.dtype), ctx.needs_input_grad
+        dx_ND = rounded_NV @ weight_VD if wants_x else None
+        return dx_ND, rounded_NV.T @ x_ND if wants_weight else None
+
+
+def wide_logits(x: Tensor, weight_VD: Tensor) -> Tensor:
+    """Return x W^T with every sum in float32, [..., V], not rounded to bfloat16.
+
+    Neighbours in bfloat16 lie 0.125 apart from 16 on. A cost could differ by two such steps, if a
+    GPU chose another kernel for a batch of another size (docs/scoring.md).
+    """
+    if x.dtype != torch.bfloat16:
+        return F.linear(x, weight_VD.to(x.dtype))
+    if not x.is_cuda:
+        return F.linear(x.float(), weight_VD.float())
+    logits_NV = _WideProduct.run(x.reshape(-1, x.shape[-1]), weight_VD.to(x.dtype))
+    return logits_NV.view(*x.shape[:-1], len(weight_VD))
 
 
 def softcapped(logits: Tensor, cap: float) -> Tensor:

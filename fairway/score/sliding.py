@@ -30,10 +30,14 @@ from fairway.score.windows import Event, Window, events, sliding_windows
 _ROWS_AT_ONCE = 1024
 
 # The largest difference allowed between the cost of a position in a batch and the cost in its own
-# window or document alone: kernels of another size may add in another order. Logits in bfloat16 are
-# up to 30, where neighbours lie 0.125 apart. Largest differences seen on GPUs: 0.12 in windows of
-# 128 tokens, 0.13 in documents side by side, none in windows of 512 and more (docs/scoring.md).
+# window or document alone: kernels of another size may add in another order. Seen on GPUs since
+# logits are float32: 0.035 in documents side by side; before, up to 0.27 (docs/scoring.md).
 ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.25}
+
+# By device, the most tokens of an event whose row is computed in a batch of the event's size, so
+# that the kernels are the same. They depend on the size only if it is small, as in an audit; a
+# large batch would cost as much for every row as all its windows.
+_SAME_SIZE_TOKENS = {"cuda": 4096}
 
 
 class FrozenPredictor:
@@ -133,14 +137,19 @@ class FrozenDistribution:
     def row(self, position: int) -> FloatArray:
         """Return log p of all V tokens at a position, computed independently of `log_prob`.
 
-        The position's own window runs alone, cut right after the position (what follows is
-        padding), and the softmax is taken by NumPy in float64.
+        The position's own window runs alone or beside empty ones, cut right after the position
+        (what follows is padding), and the softmax is taken by NumPy in float64.
         """
         self._require_unchanged()
+        predictor, windows = self._predictor, self._context.event.windows
         window = self._context.event.window_of(position)
-        inputs = self._context.inputs(window, position + 1)
-        x_D = self._predictor.hidden([inputs])[0, len(inputs) - 1]
-        return whole_row(self._predictor.model.logits(x_D))
+        inputs, place, count = self._context.inputs(window, position + 1), 0, 1
+        most = _SAME_SIZE_TOKENS.get(predictor.device.type, 0)
+        if len(windows) * predictor.seq_len <= most:
+            place, count = windows.index(window), len(windows)
+        rows = [inputs if number == place else inputs[:0] for number in range(count)]
+        x_D = predictor.hidden(rows)[place, len(inputs) - 1]
+        return whole_row(predictor.model.logits(x_D))
 
     def _require_unchanged(self) -> None:
         if self._predictor.state() != self._state:

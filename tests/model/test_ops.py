@@ -16,6 +16,7 @@ from fairway.model import ops
 # Beyond float64's formula, as a share of the largest number: rounding to the dtype, and of sums.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-3}
 DTYPES = list(TOLERANCE)
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 COS, SIN = (
     f(torch.arange(7.0)[:, None] * torch.tensor([1.0, 0.3, 0.01])) for f in (torch.cos, torch.sin)
 )
@@ -369,3 +370,31 @@ def test_a_forked_process_has_threads_of_its_own(thread_count: int) -> None:
     if not child:
         os._exit(0 if torch.equal(ops.norm(x), torch.ones(64, 64)) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (5, 24), (2, 3, 24)])
+def test_wide_logits_are_not_rounded(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
+    """Logits of 16 and more, where bfloat16 is 0.125 apart, and both gradients."""
+    generator = torch.Generator().manual_seed(0)
+    x = (6 * torch.randn(shape, generator=generator)).to(device, dtype).requires_grad_()
+    weight_VD = torch.randn(17, 24, generator=generator).to(dtype).to(device, torch.float32)
+    weight_VD.requires_grad_()
+    upper = torch.randn(*shape[:-1], 17, generator=generator).to(dtype).to(device, torch.float32)
+    got = ops.wide_logits(x, weight_VD)
+    got.backward(upper)
+    wide, weights = (t.detach().double().requires_grad_() for t in (x, weight_VD))
+    exact = wide @ weights.T
+    exact.backward(upper.double())
+    assert got.dtype == torch.float32
+    assert exact.abs().max() > 32
+    assert (got - exact).abs().max() <= 1e-4
+    for leaf, truth in ((x, wide), (weight_VD, weights)):
+        assert leaf.grad is not None and truth.grad is not None
+        error = (leaf.grad.double() - truth.grad).abs().max()
+        assert error <= TOLERANCE[dtype] * truth.grad.abs().max()
+    with torch.no_grad():
+        assert torch.equal(ops.wide_logits(x, weight_VD), got)

@@ -121,14 +121,26 @@ def test_a_later_token_changes_no_earlier_cost() -> None:
     assert not np.array_equal(costs[0][39:], costs[1][39:])
 
 
-def test_row_is_a_path_of_its_own() -> None:
+@pytest.mark.parametrize(("most", "rows"), [(0, 1), (3 * T - 1, 1), (3 * T, 3)])
+def test_row_is_a_path_of_its_own(most: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs alone, or in a batch of the event's size whose other windows are empty."""
+    monkeypatch.setattr(sliding, "_SAME_SIZE_TOKENS", {"cpu": most})
     model, source = alive(), text(40)
     event = Event(0, (Window(0, 16, 0), Window(4, 20, 16), Window(8, 23, 20)))
     dist = FrozenPredictor(model, T).predict(Ledger(source, 23).context(event))
     targets = source.ids[1:24].astype(np.int64)
     nats = dist.log_prob(targets)
+    asked: list[list[np.ndarray]] = []
+    hidden = FrozenPredictor.hidden
+    monkeypatch.setattr(
+        FrozenPredictor, "hidden", lambda self, ids: asked.append(ids) or hidden(self, ids)
+    )
     for position in range(23):
         row = dist.row(position)
+        window = event.windows.index(event.window_of(position))
+        lengths = [0] * rows
+        lengths[min(window, rows - 1)] = position + 1 - event.windows[window].start
+        assert [len(ids) for ids in asked[-1]] == lengths
         assert row.dtype == np.float64 and row.shape == (V,)
         assert math.fsum(np.exp(row)) == pytest.approx(1.0, abs=1e-12)
         assert row[targets[position]] == pytest.approx(nats[position], abs=1e-5)
