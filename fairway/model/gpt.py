@@ -239,8 +239,8 @@ class GPT(nn.Module):
         return softcapped(raw, SOFTCAP)
 
     def cap_slope(self, logits: Tensor) -> Tensor:
-        """Return the derivative of the cap at capped logits: 1 - (z / cap)^2."""
-        return 1 - (logits / SOFTCAP).square()
+        """Return the derivative of the cap at capped logits, 1 - (z / cap)^2."""
+        return (logits / SOFTCAP).square_().neg_().add_(1)
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the mean cross-entropy in nats per token, a float32 scalar."""

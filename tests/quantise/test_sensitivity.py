@@ -1,5 +1,6 @@
 """Second moments of gradients: from the weights' own gradients, and against losses measured."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -86,3 +87,19 @@ def spoken(model: GPT) -> Tensor:
 def test_no_batches_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         curvatures(alive(), [], {}, 1)
+
+
+def test_only_the_logits_are_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of the distribution would take a third more memory than the plan knows of."""
+    model, tables = alive(), []
+    backward = torch.autograd.backward
+
+    def counted(costs: Tensor) -> None:
+        size = 64 * TINY.vocab_size
+        objects = [o for o in gc.get_objects() if isinstance(o, Tensor)]
+        tables.append(len({t.data_ptr() for t in objects if t.numel() == size}))
+        backward(costs)
+
+    monkeypatch.setattr(torch.autograd, "backward", counted)
+    found_for(model, 2, 32)
+    assert tables == [1, 1]
