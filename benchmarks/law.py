@@ -3,6 +3,7 @@
     python benchmarks/law.py save runs/demo/data documents.zst       # the text, to take elsewhere
     python benchmarks/law.py grid --documents documents.zst --until-s 420 --out grid.jsonl
     python benchmarks/law.py near --documents documents.zst --until-s 540 --out near.jsonl
+    python benchmarks/law.py sizes --documents documents.zst --until-s 900 --out near.jsonl
     python benchmarks/law.py gpu --data sp8192 --until-s 420 --out gpu.jsonl
     python benchmarks/law.py fit RECORD... --anchors benchmarks/studies/law_gpu.jsonl
 
@@ -10,7 +11,8 @@
 budgets of arithmetic; each training is driven by steps, so that a busy machine changes nothing but
 how many come to an end. `near` draws points of the plan's own grid for some budgets of seconds,
 more often those from which the present law expects much, and varies their rates: there the law has
-to rank. A call with the same `--out` goes on where the last one ended.
+to rank. `sizes` trains the sizes of the demo. A call with the same `--out` goes on where the last
+one ended.
 
 `fit` writes `fairway/planning/law.json`.
 """
@@ -160,7 +162,8 @@ def near_grid(budgets: list[float], rounds: int, seed: int) -> list[tuple[Trial,
     The first round has the proposals themselves too, with three seeds.
     """
     rng, found = random.Random(seed), []
-    base, texts, law = recipe("demo"), texts_of(None), fitted_law()
+    base, law = recipe("demo"), fitted_law()
+    texts = texts_of(None, base.data.case_ops)
     grids = {s: candidates(base, budget_of(s), texts, law, SPEED) for s in budgets}
     for number in range(rounds):
         part = []
@@ -172,6 +175,22 @@ def near_grid(budgets: list[float], rounds: int, seed: int) -> list[tuple[Trial,
             for point in rng.choices(points, weights, k=round(90 / seconds**0.3)):
                 part.append(trial_of(varied(rng, point), "near", seconds, rng.randrange(1000)))
         found += sorted(part, key=lambda pair: -pair[1])
+    return found
+
+
+# Steps that the sizes of the demo make in 192 s on slow and on fast cores, and between.
+SIZES = {"demo_small": (854, 1200, 1811), "demo_wide": (285, 701)}
+
+
+def sizes_grid() -> list[tuple[Trial, float]]:
+    """Return trials of the sizes of the demo, which its choice knows by their own runs."""
+    found = []
+    for size, counts in SIZES.items():
+        config = recipe(size)
+        own = {key: value for key, _, value in settings(config) if key in RECORDED}
+        for steps in counts:
+            trial = own | {"seed": 42, "train.steps": steps, "size": size, "name": size}
+            found.append((trial, steps * step_flops(config)))
     return found
 
 
@@ -238,6 +257,10 @@ def near(asked: argparse.Namespace) -> None:
     run_here(near_grid(asked.budgets, asked.rounds, asked.seed), asked)
 
 
+def sizes(asked: argparse.Namespace) -> None:
+    run_here(sizes_grid(), asked)
+
+
 def gpu(asked: argparse.Namespace) -> None:
     import torch
 
@@ -274,13 +297,14 @@ def parse() -> argparse.Namespace:
     save = verbs.add_parser("save")
     save.add_argument("folder", type=Path)
     save.add_argument("out", type=Path)
-    for name in ("grid", "near", "gpu"):
+    for name in ("grid", "near", "sizes", "gpu"):
         verb = verbs.add_parser(name)
         add_running(verb)
         verb.add_argument("--seed", type=int, default=1)
         if name == "near":
             verb.add_argument("--budgets", type=float, nargs="+", default=NEAR_S)
             verb.add_argument("--rounds", type=int, default=4)
+        if name in ("near", "sizes"):
             continue
         verb.add_argument("--count", type=int, default=3000)
         verb.add_argument("--scale", type=float, default=1.0, help="below 1: shorter runs, a test")
@@ -302,7 +326,7 @@ def main() -> None:
         return
     if asked.verb != "fit":
         asked.end_s = started_s + asked.until_s
-    {"grid": grid, "near": near, "gpu": gpu, "fit": fit}[asked.verb](asked)
+    {"grid": grid, "near": near, "sizes": sizes, "gpu": gpu, "fit": fit}[asked.verb](asked)
 
 
 if __name__ == "__main__":

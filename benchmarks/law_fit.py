@@ -35,7 +35,7 @@ BEST = {
     "length_text": (0.0, 0.3), "depth_best": (0.3, 0.5), "rate_best": (-2.9, 0.3),
     "rate_steps": (-0.1, 0.15), "rate_width": (0.0, 0.3), "embed_best": (-2.9, 0.3),
     "embed_steps": (0.0, 0.15), "batch_best": (7.6, 0.5), "batch_text": (0.5, 0.4),
-    "loops": (0.0, 0.02),
+    "loops": (0.0, 0.02), "marks": (0.05, 0.05), "vocab_marks": (0.0, 0.3),
 }  # fmt: skip
 LEVEL_BPB, ANCHOR_BPB = 0.02, 0.3
 # Settings whose levels are told apart beside the law.
@@ -95,7 +95,8 @@ def level(name: str, config: Config) -> str:
 
 def known_of(trial: Trial, config: Config) -> dict[str, float]:
     each = trial["train_bytes"] / trial["train_tokens"]
-    return features(config, config.train.steps, Reading(trial["train_bytes"], each))
+    text = Reading(trial["train_bytes"], each, trial.get("case_ops", False))
+    return features(config, config.train.steps, text)
 
 
 class Design:
@@ -173,10 +174,14 @@ def spread(off: Any) -> float:
 
 
 def sizes_of(trials: list[Trial], off: Any) -> dict[str, list[list[float]]]:
-    """Return how far the runs of every size of the demo lie off the law, by growing steps."""
+    """Return how far the runs of every size of the demo lie off the law, by growing steps.
+
+    Runs with another tokenizer than that of the recipe are in the fit alone.
+    """
     own: dict[str, list[list[float]]] = {}
+    case_ops = recipe("demo").data.case_ops
     for trial, far in zip(trials, off, strict=True):
-        if "size" in trial:
+        if "size" in trial and trial.get("case_ops", False) == case_ops:
             own.setdefault(trial["size"], []).append([trial["train.steps"], round(float(far), 5)])
     return {name: sorted(runs) for name, runs in sorted(own.items())}
 

@@ -36,8 +36,8 @@ from fairway.recipes import recipe
 
 # Seconds of a core of 1e11 FLOP/s, and seeds of every neighbour: a short training varies more.
 SECONDS, SEEDS = (20.0, 60.0, 150.0), (8, 6, 4)
-TEXTS, LAW = texts_of(None), fitted_law()
-BASE = recipe("demo")
+BASE, LAW = recipe("demo"), fitted_law()
+TEXTS = texts_of(None, BASE.data.case_ops)
 ALLOWED_BPB = 0.01
 AXES = {
     "vocabulary": VOCABULARIES, "width": WIDTHS, "depth": DEPTHS, "batch": BATCHES,

@@ -61,7 +61,7 @@ def _build(documents: Path, out: Path, size: int) -> Path:
     }
     build_data(
         sides["train"], out, vocab_size=size, val_share=0.0, shard_tokens=1_000_000,
-        val_documents=sides["val"], replace=True,
+        val_documents=sides["val"], replace=True, case_ops=True,
     )  # fmt: skip
     return out
 
@@ -127,6 +127,7 @@ def measure(trial: Trial, base: str, folders: dict[int, Path], device: str) -> T
         **trial, "ema": score.bpb, "parameters": num_parameters(config.model), "seconds": seconds,
         "whole_s": time.perf_counter() - start_s, "train_bytes": source.facts()["train_bytes"],
         "train_tokens": sum(len(shard) for shard in text.shards), "plan": plan.describe(),
+        "case_ops": source.tokenizer.case_ops,
         "val_bytes": validation.bytes, "val_targets": len(validation.ids) - 1,
     }  # fmt: skip
 

@@ -29,7 +29,7 @@ from fairway.recipes import recipe
 PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 LAW = fitted_law()
 DEMO = recipe("demo")
-TEXTS = texts_of(None)
+TEXTS = texts_of(None, DEMO.data.case_ops)
 
 
 def machine(flops: float) -> Speed:
@@ -281,7 +281,7 @@ def test_a_wrong_budget_is_told_in_one_sentence(
 def test_expected_takes_many_runs_at_once() -> None:
     one = {"matrices": 1.0, "embedding": 0.2, "seen": 3.0, "whole": 8.0, "batch": 4096.0,
            "steps": 500.0, "vocab": 7.0, "length": 6.0, "depth": 0.0, "width": 0.0, "rate": -3.0,
-           "embed_rate": -3.0, "loops": 0.0}  # fmt: skip
+           "embed_rate": -3.0, "loops": 0.0, "marks": 1.0}  # fmt: skip
     both = {name: np.array([value, value]) for name, value in one.items()}
     single = expected(LAW.coefficients, one)
     assert expected(LAW.coefficients, both) == pytest.approx([single, single])

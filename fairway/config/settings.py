@@ -47,7 +47,8 @@ class DataConfig:
     case_ops: bool = opt(
         False,
         "Give the embedded text a unigram tokenizer with marks for capital letters (CaseOps), not"
-        " BPE; the score counts the bytes of the original text.",
+        " BPE; the score counts the bytes of the original text. A data folder has its own"
+        " tokenizer.",
     )
     val_bytes: int = opt(
         0, "Bytes of validation text to score, in documents drawn at random; 0 scores all.", lo=0

@@ -38,12 +38,6 @@ def open_text(config: Config, out: Path, embedded: Embedded) -> DataFolder:
     else:
         source = DataFolder.open(Path(data.source))
     _require_words(config, source.tokenizer, data.source)
-    if data.case_ops and not source.tokenizer.case_ops:
-        raise UserError(
-            f"data.case_ops is true, but the tokenizer of {data.source} has no marks for capital "
-            "letters; build the folder with `fairway data build --case-ops`, or set "
-            "data.case_ops=false"
-        )
     return source
 
 
@@ -94,7 +88,7 @@ def embedded_reads(config: Config, words: Tokenizer | None) -> dict[str, Any]:
         "vocab_size": config.model.vocab_size,
         "versions": corpus_versions(),
         **({"tokenizer": words.digest} if words else {}),
-        **({"case_ops": True} if config.data.case_ops else {}),
+        **({"case_ops": True} if config.data.case_ops and not words else {}),
     }
 
 
@@ -111,7 +105,7 @@ def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
             val_share=data.val_share,
             shard_tokens=_SHARD_TOKENS,
             tokenizer=words,
-            case_ops=data.case_ops,
+            case_ops=data.case_ops and not words,
             provenance={"corpus": "embedded", "versions": reads["versions"]},
             replace=True,
         )

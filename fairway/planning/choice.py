@@ -47,5 +47,5 @@ def reading_of(config: Config) -> Reading:
     """Return the facts of a config's training text for the law; UserError for a broken folder."""
     vocab_size = config.model.vocab_size
     if config.data.source == "embedded":
-        return embedded_text(vocab_size)
+        return embedded_text(vocab_size, config.data.case_ops)
     return texts_of(DataFolder.open(Path(config.data.source)))[vocab_size]

@@ -38,5 +38,5 @@ def plan_here(
         f"takes {duration(speed.step_s(recipe('demo')))}"
     )
     budget = Budget(seconds, limit_bytes, bundle_bytes(base))
-    texts, law = texts_of(source), fitted_law()
+    texts, law = texts_of(source, base.data.case_ops), fitted_law()
     return propose(base, budget, texts, law, speed, plan, step_seconds), speed

@@ -36,27 +36,29 @@ class Proposal:
 
 
 # The bytes of the embedded corpus, nearly the same with all versions of a machine's software, and
-# its bytes per token by vocabulary.
+# its bytes per token by vocabulary, without and with marks for capitals.
 EMBEDDED_BYTES = 8_270_645.0
-_EMBEDDED = {512: 1.961, 1024: 2.737, 2048: 3.408, 4096: 3.985}
+_VOCABULARIES = (512, 1024, 2048, 4096)
+_EMBEDDED = {False: (1.961, 2.737, 3.408, 3.985), True: (1.981, 2.787, 3.479, 4.017)}
 
 
-def embedded_text(vocab_size: int) -> Reading:
+def embedded_text(vocab_size: int, case_ops: bool) -> Reading:
     """Return the facts of the embedded corpus for a vocabulary, between measured ones."""
-    each = np.interp(np.log(vocab_size), np.log([*_EMBEDDED]), [*_EMBEDDED.values()])
-    return Reading(EMBEDDED_BYTES, float(each))
+    each = np.interp(np.log(vocab_size), np.log(_VOCABULARIES), _EMBEDDED[case_ops])
+    return Reading(EMBEDDED_BYTES, float(each), case_ops)
 
 
-def texts_of(source: DataFolder | None) -> dict[int, Reading]:
+def texts_of(source: DataFolder | None, case_ops: bool = False) -> dict[int, Reading]:
     """Return the facts of the training text by vocabulary.
 
-    The text is that of a folder, which has one vocabulary, or the embedded corpus.
+    The text is that of a folder, which has one vocabulary, or the embedded corpus, whose tokenizer
+    has marks for capitals with `case_ops`.
     """
     if source is None:
-        return {size: embedded_text(size) for size in _EMBEDDED}
+        return {size: embedded_text(size, case_ops) for size in _VOCABULARIES}
     tokens = sum(len(shard) for shard in source.train_shards())
-    each = source.bytes_per_token
-    return {source.tokenizer.vocab_size: Reading(tokens * each, each)}
+    words, each = source.tokenizer, source.bytes_per_token
+    return {words.vocab_size: Reading(tokens * each, each, words.case_ops)}
 
 
 def propose(

@@ -26,7 +26,7 @@ def demo() -> Config:
     """
     return Config(
         recipe="demo",
-        data=DataConfig(val_share=0.04, val_bytes=128_000),
+        data=DataConfig(val_share=0.04, case_ops=True, val_bytes=128_000),
         model=ModelConfig(
             vocab_size=4096,
             num_layers=3,
@@ -111,7 +111,7 @@ def smoke() -> Config:
     return replace(
         base,
         recipe="smoke",
-        data=replace(base.data, val_bytes=8_000),
+        data=replace(base.data, case_ops=False, val_bytes=8_000),
         model=replace(
             base.model,
             vocab_size=512,

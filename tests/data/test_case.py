@@ -17,7 +17,7 @@ from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.data.pieces import Packer
 from fairway.data.tokens import Tokenizer, prove_bytes, token_bytes, train_tokenizer
-from fairway.pipeline.text import open_text
+from fairway.pipeline.text import embedded_reads, open_text
 from fairway.recipes import recipe
 
 TEXTS = [
@@ -261,25 +261,27 @@ def test_a_folder_holds_and_scores_the_texts_themselves(tmp_path: Path) -> None:
         build_data(documents, tmp_path / "b", **options, tokenizer=without, case_ops=True)  # type: ignore[arg-type]
 
 
-def test_a_run_on_a_folder_without_marks_is_refused(tmp_path: Path) -> None:
+def test_a_folder_decides_whether_there_are_marks(tmp_path: Path) -> None:
+    """`data.case_ops` is for the embedded text; the demo has it, and takes any folder."""
     documents = [Document(str(n), text) for n, text in enumerate(written(40))]
-    for name, case_ops in (("with", True), ("without", False)):
+    for name, marks in (("with", True), ("without", False)):
         build_data(
             documents, tmp_path / name, vocab_size=330, val_share=0.2, shard_tokens=50_000,
-            case_ops=case_ops,
+            case_ops=marks,
         )  # fmt: skip
+        for case_ops in ("true", "false"):
+            words = (
+                f"data.source={tmp_path / name}",
+                f"data.case_ops={case_ops}",
+                "model.vocab_size=330",
+            )
+            source = open_text(override(recipe("demo"), words), tmp_path, lambda reads, work: None)
+            assert source.tokenizer.case_ops == marks
 
-    def opened(name: str, case_ops: str) -> DataFolder:
-        words = (
-            f"data.source={tmp_path / name}",
-            f"data.case_ops={case_ops}",
-            "model.vocab_size=330",
-        )
-        return open_text(override(recipe("smoke"), words), tmp_path, lambda reads, work: None)
 
-    # A folder with marks needs no setting.
-    for case_ops in ("true", "false"):
-        assert opened("with", case_ops).tokenizer.case_ops
-    assert not opened("without", "false").tokenizer.case_ops
-    with pytest.raises(UserError, match=r"without has no marks.*or set data.case_ops=false"):
-        opened("without", "true")
+def test_embedded_text_for_given_weights_has_their_tokenizer() -> None:
+    config = override(recipe("demo"), ["train.init=some.fwy"])
+    without = Tokenizer(train_tokenizer(TEXTS, 330))
+    assert embedded_reads(config, None)["case_ops"]
+    reads = embedded_reads(config, without)
+    assert reads["tokenizer"] == without.digest and "case_ops" not in reads
