@@ -14,6 +14,8 @@ from tiny import TINY, alive
 
 from fairway.config.settings import ModelConfig
 from fairway.config.written import to_dict
+from fairway.data.pieces import Packer
+from fairway.data.tokens import Tokenizer, train_tokenizer
 from fairway.export.program import MODEL_FILE, WORDS_FILE, program
 from fairway.model.adapters import Adapters, attach
 
@@ -88,6 +90,34 @@ def test_every_feature_gives_the_same_logits_elsewhere_and_a_cache_has_its_room(
         # A padded text of more positions has another rotary base, beyond the length of training.
         padded = 2e-5 if CONFIGS[name].rope_train_len > 15 else 1.0
         assert found["whole"] < 2e-5 and found["pieces"] < 2e-5 and found["padded"] < padded, name
+
+
+WORDS = """
+import json, sys
+sys.path.insert(0, ".")
+from tokenization_fairway import open_words
+assert "fairway" not in sys.modules
+words, texts = open_words("."), json.load(open("texts.json"))
+ids = [words.encode(text) for text in texts]
+print(json.dumps([ids, [words.decode(one) for one in ids]]))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case_ops", [False, True])
+def test_words_elsewhere_have_the_marks_of_capital_letters(
+    python: Path, tmp_path: Path, case_ops: bool
+) -> None:
+    sample = "the house of NASA stands. The House is old; the old house is small, " * 9
+    texts = ["The House of NASA", "iPhone. the \ue001 end", " PDFs\n"]
+    data = train_tokenizer([sample, "and other words for pieces of the model " * 9], 290, case_ops)
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    (tmp_path / WORDS_FILE).write_text(program(WORDS_FILE))
+    ids, back = run(python, WORDS, tmp_path)
+    packer = Packer(Tokenizer(data))
+    assert packer.tokenizer.case_ops == case_ops and back == texts
+    assert ids == [packer.stream([text]).tolist() for text in texts]
 
 
 def _written(folder: Path, config: ModelConfig, adapted: bool = False) -> None:
