@@ -178,8 +178,8 @@ def near_grid(budgets: list[float], rounds: int, seed: int) -> list[tuple[Trial,
     return found
 
 
-# Steps that the sizes of the demo make in 192 s on slow and on fast cores, and between.
-SIZES = {"demo_small": (854, 1200, 1811), "demo_wide": (285, 701)}
+# Steps that the sizes of the demo make in 192 s on slow, fast and faster cores, and between.
+SIZES = {"demo_small": (854, 1200, 1811, 3416), "demo_wide": (285, 701, 1281)}
 
 
 def sizes_grid() -> list[tuple[Trial, float]]:
