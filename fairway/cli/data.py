@@ -29,6 +29,14 @@ Embedded = Annotated[bool, flag("--embedded", "Use the documentation on this mac
 Replace = Annotated[
     bool, flag("--replace", "Replace data that Fairway wrote into the folder before.")
 ]
+CaseOps = Annotated[
+    bool,
+    flag(
+        "--case-ops",
+        "Train a unigram tokenizer with marks for capital letters, as the demo has it: fewer bits "
+        "for English text, ten times as long to train.",
+    ),
+]
 NewCommit = Annotated[bool, flag("--new-commit", "Replace shards of another commit in the folder.")]
 
 
@@ -58,14 +66,7 @@ def data_build(
     shard_tokens: Annotated[
         int, whole_option("--shard-tokens", lo=1_000, help="Tokens per shard.")
     ] = 10_000_000,
-    case_ops: Annotated[
-        bool,
-        typer.Option(
-            "--case-ops",
-            help="Train a unigram tokenizer with marks for capital letters, as the demo has it: "
-            "fewer bits for English text, ten times as long to train.",
-        ),
-    ] = False,
+    case_ops: CaseOps = False,
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
