@@ -50,6 +50,7 @@ def _build(documents: Path, out: Path, size: int) -> Path:
     from fairway.data import parallel
     from fairway.data.build import build_data
     from fairway.data.documents import Document
+    from fairway.recipes import recipe
 
     # A process of a pool may start none itself.
     parallel.processes = lambda: 1
@@ -61,7 +62,7 @@ def _build(documents: Path, out: Path, size: int) -> Path:
     }
     build_data(
         sides["train"], out, vocab_size=size, val_share=0.0, shard_tokens=1_000_000,
-        val_documents=sides["val"], replace=True, case_ops=True,
+        val_documents=sides["val"], replace=True, case_ops=recipe("demo").data.case_ops,
     )  # fmt: skip
     return out
 

@@ -15,12 +15,15 @@ from fairway.base.errors import UserError
 from fairway.config.checks import check
 from fairway.config.overrides import override
 from fairway.config.settings import Config
+from fairway.data.build import build_data
+from fairway.data.documents import Document
+from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan
 from fairway.model.gpt import GPT, num_parameters
 from fairway.planning import here, speed
 from fairway.planning.cost import size_of, step_flops
 from fairway.planning.grid import Budget, candidates, fitting
-from fairway.planning.law import Reading, expected, fitted_law
+from fairway.planning.law import Reading, expected, features, fitted_law, penalties
 from fairway.planning.proposal import propose, texts_of
 from fairway.planning.speed import Speed, fitted, measured_speed, sized
 from fairway.planning.writing import MARK, recipe_text
@@ -276,6 +279,33 @@ def test_a_wrong_budget_is_told_in_one_sentence(
 ) -> None:
     told = cli("plan", *words, *([] if "--set" in words else FIXED))
     assert told.code == 2 and what in told.err and len(told.err.strip().splitlines()) <= 3
+
+
+def test_marks_lower_what_is_above_the_floor_by_one_share() -> None:
+    coefficients = LAW.coefficients | {"vocab": 0.0}
+    base, floor = recipe("demo"), coefficients["floor"]
+    shares = []
+    for steps in (200, 3000):
+        without, marked = (
+            features(base, steps, Reading(8e6, 4.0, case_ops)) for case_ops in (False, True)
+        )
+        extra = penalties(coefficients, marked) + floor
+        high, low = (expected(coefficients, f) - extra for f in (without, marked))
+        shares.append(1 - low / high)
+    assert shares == pytest.approx([LAW.coefficients["marks"]] * 2)
+    assert 0.05 < shares[0] < 0.12
+
+
+def test_a_folder_tells_whether_it_has_marks(tmp_path: Path) -> None:
+    text = "The house of NASA is old. It stands here and the old house is small. "
+    documents = [Document(str(n), f"{text} {n} " * 9) for n in range(30)]
+    for case_ops in (False, True):
+        build_data(
+            documents, tmp_path / str(case_ops), vocab_size=295, val_share=0.2,
+            shard_tokens=50_000, case_ops=case_ops,
+        )  # fmt: skip
+        found = texts_of(DataFolder.open(tmp_path / str(case_ops)))
+        assert [text.case_ops for text in found.values()] == [case_ops]
 
 
 def test_expected_takes_many_runs_at_once() -> None:

@@ -22,7 +22,7 @@ from fairway.recipes import RECIPES, SIZES, recipe
 
 PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 FIXED = ["runtime.threads=1", "runtime.dtype=float32", "runtime.matmul=highest"]
-# FLOPs per second of two old cores without bfloat16, and of two that have it.
+# FLOPs per second of two old cores without bfloat16, and of two of the fastest that have it.
 SLOW, FAST = 8e10, 6e11
 Machine = Callable[[float], list[str]]
 

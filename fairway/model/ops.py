@@ -319,13 +319,22 @@ def leaky_square(x: Tensor, leak: float) -> Tensor:
 # The head and the loss
 
 
+def product_f32(a_MN: Tensor, b_NL: Tensor) -> Tensor:
+    """Return a b in float32 from 16-bit factors, without a backward pass.
+
+    Their products are exact in float32, and a GPU adds in float32.
+    """
+    if not a_MN.is_cuda:
+        return a_MN.float() @ b_NL.float()
+    result: Tensor = torch.mm(a_MN, b_NL, out_dtype=torch.float32)
+    return result
+
+
 class _WideProduct(_Function):
-    # PyTorch has no backward pass of its own for a product with `out_dtype`.
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor) -> Tensor:
         ctx.save_for_backward(x_ND, weight_VD)
-        logits_NV: Tensor = torch.mm(x_ND, weight_VD.T, out_dtype=torch.float32)
-        return logits_NV
+        return product_f32(x_ND, weight_VD.T)
 
     @staticmethod
     def backward(ctx: Any, grad_NV: Tensor) -> tuple[Tensor | None, Tensor | None]:

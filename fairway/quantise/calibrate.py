@@ -14,6 +14,7 @@ from fairway.base.memory import free_bytes
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
 from fairway.model.need import passing_bytes, together, way_of
+from fairway.model.ops import product_f32
 
 # The matrix that is both the embedding and the head.
 EMBEDDING = "tok_emb.weight"
@@ -51,12 +52,9 @@ class _Collector:
 
 
 def gram(x_NC: Tensor) -> Tensor:
-    """Return X^T X in float32.
-
-    A GPU uses 16-bit inputs directly: their products are exact in float32, and it adds in float32.
-    """
+    """Return X^T X in float32. A GPU uses 16-bit inputs directly."""
     if x_NC.is_cuda and x_NC.element_size() == 2:
-        return torch.mm(x_NC.T, x_NC, out_dtype=torch.float32)
+        return product_f32(x_NC.T, x_NC)
     x_NC = x_NC.float()
     return x_NC.T @ x_NC
 

@@ -32,13 +32,13 @@ from fairway.model.gpu.short import FULL, unit_of
 from fairway.model.gpu.steps import (
     Step,
     Working,
-    product_f32,
     rows_of,
     scaled,
     scaled_transposed,
     side_by_side,
 )
 from fairway.model.operations import Extra, Extras, Heads, Join, Operations, Projected, Rope, Tell
+from fairway.model.ops import product_f32
 
 # ---------------------------------------------------------------------------------------------
 # The stream

@@ -12,14 +12,6 @@ from torch import Tensor
 from fairway.model.gpu.short import shorten_
 
 
-def product_f32(a_MN: Tensor, b_NL: Tensor) -> Tensor:
-    """Return a b in float32 from bfloat16 factors: the gradient of a matrix."""
-    if not a_MN.is_cuda:
-        return a_MN.float() @ b_NL.float()
-    result: Tensor = torch.mm(a_MN, b_NL, out_dtype=torch.float32)
-    return result
-
-
 def rows_of(x: Tensor) -> Tensor:
     """Return a view of a tensor as rows, [N, ...]."""
     return x.view(-1, x.shape[-1])
