@@ -1,7 +1,7 @@
 """How far a cost in an audit is from the row that its scorer shows, by the size of the windows.
 
-    python benchmarks/audit_rows.py ARTIFACT TOKENIZER TEXT [--recipe best] [--tokens 384 1536 8192]
-        [--methods sliding lora]
+    python benchmarks/audit_rows.py ARTIFACT TOKENIZER TEXT [--form sp8192.model] [--recipe best]
+        [--tokens 384 1536 8192] [--methods sliding lora]
 
 For each length of text and each method: the audit's own settings (`predictors.small`), the largest,
 median and mean difference in nats over at most 64 positions of the text, and of a repetitive one
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("text", type=Path)
+    parser.add_argument("--form", type=Path)
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--tokens", type=int, nargs="*", default=[384, 1536, 8192])
     parser.add_argument("--methods", nargs="*", default=["sliding"])
@@ -56,7 +57,7 @@ def main() -> None:
     state, shape = read_weights(options.artifact)
     model = model_from(state, shape, plan, shape.loop_extra > 0)
     tokenizer = Tokenizer.load(options.tokenizer)
-    text = read_text(tokenizer, options.text, max(options.tokens))
+    text = read_text(tokenizer, options.text, max(options.tokens), options.form)
     for count in options.tokens:
         ids = np.asarray(text.ids[:count])
         score, ttt = small(config.score, config.ttt, count)

@@ -1,10 +1,13 @@
 """Scoring the trained seed model on one GPU: sliding, and both ways of test-time training.
 
-    python benchmarks/score.py WEIGHTS TOKENIZER TEXT [--targets 786432] [--only sgd ...]
+    python benchmarks/score.py WEIGHTS TOKENIZER TEXT [--targets 786432] [--form sp8192.model]
+        [--only sgd ...]
 
 WEIGHTS are 8-bit codes with scales (see seed_model.py) or an artifact (.fwy), TEXT a .jsonl.zst of
 documents. Prints seconds, microseconds per token and bpb beside the seed's figures, and, for the
 ways that adapt, whether a second run gives the same bits. On a CPU, `--targets 8192` takes minutes.
+With `--form` the text is in the usual form of another tokenizer, as in proxy_data.py; a model that
+learned such text needs it.
 """
 
 import argparse
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from proxy_data import beginning
 from seed_model import load_state
 from torch import Tensor
 
@@ -46,7 +50,6 @@ VARIANTS = {
     "lora, 2 phases": ["ttt.lora_phases=2"],
     "lora, lr 2e-4": ["ttt.lora_lr=2e-4"],
     "sgd, 3 epochs": ["ttt.epochs=3"],
-    "sgd, confidence": ["ttt.confidence=true"],
 }
 
 
@@ -57,8 +60,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     return artifact.state, artifact.config
 
 
-def read_text(tokenizer: Tokenizer, path: Path, targets: int) -> Text:
-    """Return the beginning of the documents' stream, whole documents plus the rest of one."""
+def read_text(tokenizer: Tokenizer, path: Path, targets: int, form: Path | None = None) -> Text:
+    """Return the beginning of the documents' stream, whole documents plus the rest of one.
+
+    With `form`, a tokenizer's file, it is the text that its first `targets` targets stand for.
+    """
+    if form is not None:
+        ids = encode_documents(tokenizer, beginning(form.read_bytes(), path, targets))
+        return text_of(ids, tokenizer.table, prove_bytes(tokenizer, ids))
     texts, count = [], 0
     for document in read_documents([path]):
         texts.append(tokenizer.canonical(document.text))
@@ -97,6 +106,7 @@ def main() -> None:
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("text", type=Path)
     parser.add_argument("--targets", type=int, default=786_432)
+    parser.add_argument("--form", type=Path)
     parser.add_argument("--only", nargs="*", default=["standard", "sliding", "sgd", "lora"])
     parser.add_argument("--twice", action="store_true", help="repeat what adapts")
     parser.add_argument("--attention", default="auto")
@@ -105,10 +115,10 @@ def main() -> None:
     if chosen.share is not None:
         torch.cuda.set_per_process_memory_fraction(chosen.share)
     state, model_config = read_weights(chosen.weights)
-    text = read_text(Tokenizer.load(chosen.tokenizer), chosen.text, chosen.targets)
-    plan = make_plan(RuntimeConfig(attention=chosen.attention))
+    text = read_text(Tokenizer.load(chosen.tokenizer), chosen.text, chosen.targets, chosen.form)
+    targets, plan = len(text.ids) - 1, make_plan(RuntimeConfig(attention=chosen.attention))
     plan.apply()
-    print(f"torch {torch.__version__}, {plan.describe()}, {chosen.targets} targets")
+    print(f"torch {torch.__version__}, {plan.describe()}, {targets} targets")
     score = ScoreConfig()
 
     def fresh(plan: Plan = plan) -> GPT:
@@ -131,9 +141,9 @@ def main() -> None:
         return ways[config.method](fresh(), Evaluation(text, score, config, description=name))
 
     for name in chosen.only:
-        first = timed(name, chosen.targets, lambda name=name: run(name))
+        first = timed(name, targets, lambda name=name: run(name))
         if chosen.twice and name[:3] in ("sgd", "lor"):
-            again = timed(f"{name}, again", chosen.targets, lambda name=name: run(name))
+            again = timed(f"{name}, again", targets, lambda name=name: run(name))
             print(f"  the same to the last bit: {again == first}")
 
 

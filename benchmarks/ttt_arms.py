@@ -1,13 +1,16 @@
 """Settings of test-time training beside one another: one artifact, one text, one process.
 
-    python benchmarks/ttt_arms.py ARTIFACT TOKENIZER TEXT [--targets 786432] [--recipe best]
-        [--arm NAME:field=value,field=value ...] [--seconds 480] [--out arms.jsonl]
+    python benchmarks/ttt_arms.py ARTIFACT TOKENIZER TEXT [--targets 786432] [--form sp8192.model]
+        [--recipe best] [--arm NAME:field=value,field=value ...] [--seconds 480]
+        [--out arms.jsonl]
 
 An arm is a name and settings of section `ttt` that differ from the recipe's; the recipe itself is
 the first arm, `base`. Without --arm the list in ARMS is tried. For each arm: bits per byte, gains
 over the windows side by side, over the sliding window and over the same documents without learning,
 the difference to `base` with its standard error over documents, microseconds a token, memory. The
 first call of every size compiles; a short text is scored first so that `base` does not pay for it.
+With `--form` the text is in the usual form of another tokenizer, as in proxy_data.py: a model that
+learned such text scores other texts far worse, and gains more by learning.
 ARTIFACT may be codes (seed_model.py) as well. An arm that does not fit is told and left out.
 """
 
@@ -130,6 +133,7 @@ def main() -> None:
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("text", type=Path)
     parser.add_argument("--targets", type=int, default=786_432)
+    parser.add_argument("--form", type=Path)
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--set", nargs="*", default=[], help="overrides of every arm")
     parser.add_argument("--arm", action="append", default=[], metavar="NAME:field=value,...")
@@ -145,10 +149,10 @@ def main() -> None:
     for each in settings.values():
         check_ttt(each.ttt, each.score)
     state, model_config = read_weights(chosen.artifact)
-    text = read_text(Tokenizer.load(chosen.tokenizer), chosen.text, chosen.targets)
+    text = read_text(Tokenizer.load(chosen.tokenizer), chosen.text, chosen.targets, chosen.form)
     plan = make_plan(RuntimeConfig(device=chosen.device))
     plan.apply()
-    print(f"torch {torch.__version__}, {plan.describe()}, {chosen.targets} targets", flush=True)
+    print(f"torch {torch.__version__}, {plan.describe()}, {len(text.ids) - 1} targets", flush=True)
     bench = Bench(model_from(state, model_config, plan, True), text, config)
     few = min(bench.targets, 20_000)
     part = Text(text.ids[: few + 1], text.target_bytes[:few], int(text.target_bytes[:few].sum()),
@@ -162,7 +166,7 @@ def main() -> None:
     for name, way in others.items():
         found, _, seconds = bench.scored(config, name, way)
         frozen[name] = found.bpb
-        print(f"{name:28} {found.bpb:.5f}  {1e6 * seconds / chosen.targets:.1f} us", flush=True)
+        print(f"{name:28} {found.bpb:.5f}  {1e6 * seconds / bench.targets:.1f} us", flush=True)
     print("arm, bpb, to base (se), gains: side by side, sliding, unlearned; us a token, GB (kept)")
     base: np.ndarray | None = None
     for (name, changes), each in zip(arms, settings.values(), strict=True):
@@ -184,8 +188,8 @@ def main() -> None:
         row = {
             "arm": name, "settings": " ".join(changes), "bpb": found.bpb, "to_base": apart,
             "to_base_se": error_bpb, **{n: bpb - found.bpb for n, bpb in frozen.items()},
-            "us": 1e6 * seconds / chosen.targets, "peak_gb": peak, "kept_gb": kept,
-            "targets": chosen.targets, "plan": plan.describe(), "torch": torch.__version__,
+            "us": 1e6 * seconds / bench.targets, "peak_gb": peak, "kept_gb": kept,
+            "targets": bench.targets, "plan": plan.describe(), "torch": torch.__version__,
             "row_error_nats": found.worst_row_error_nats,
         }  # fmt: skip
         print(line_of(row), flush=True)
