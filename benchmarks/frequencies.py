@@ -5,8 +5,8 @@
 
 For `--windows` windows of 2,048 tokens of a training file, and as many of the validation text
 before target `--first` x 2,048: mean nats, mean entropy, and for the most frequent tokens the sum
-of their probabilities divided by how often they come. A model trained until its rate is 0 has 1
-there, on training text at least; rounding of weights moves it.
+of their probabilities divided by how often they come. A model with a number of its own for each
+token's logits could have 1 there.
 
 Then the next `--scored` windows of the validation text: bits per byte with all logits multiplied by
 a number, and with a number added to each token's logits that corrects its frequency on the training

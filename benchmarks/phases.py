@@ -14,9 +14,8 @@ scored. A GPU needs a few seconds for an arm, because no adapters learn. Fields 
     momentum=0.9       momentum, or beta1
     beta2=0.95         of adam
     new=1              learn the last batch alone, not the whole text so far
-    ahead=1            each phase begins with the packed weights, not with those learned before
-    only=matrices      learn matrices, vectors or the embedding alone
-    still=0.5          average of the weights with those before the phase
+    fresh=1            each phase begins with the packed weights, not with those learned before
+    only=matrix        learn one group of weights alone: matrix, embed (the embedding) or scalar
 
 `none` does not learn. Prints bits per byte, the difference to the first arm in all, its standard
 error over windows, the difference by batch, seconds. `--score N` scores and learns only the first N
@@ -33,16 +32,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from score import read_text, read_weights
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairway.api import model_from
 from fairway.base.optimisers import without_compiler
 from fairway.config.settings import RuntimeConfig
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import make_plan
+from fairway.model import kinds
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
 from fairway.recipes import recipe
+from fairway.score.sgd import chunk_rate
 from fairway.train.rules import coefficients, orthogonalise
 
 T, ROWS = 2048, 8
@@ -59,30 +60,17 @@ class Arm:
     momentum: float = 0.9
     beta2: float = 0.95
     new: int = 0
-    ahead: int = 0
+    fresh: int = 0
     only: str = ""
-    still: float = 0.0
 
 
 def arm_of(word: str) -> Arm | None:
     name, _, given = word.partition(":")
     if name == "none":
         return None
-    kinds = {field.name: type(field.default) for field in fields(Arm)}
+    types = {field.name: type(field.default) for field in fields(Arm)}
     pairs = (pair.split("=") for pair in filter(None, given.split(",")))
-    return Arm(**{key: kinds[key](value) for key, value in pairs})
-
-
-def is_matrix(name: str, weight: Tensor) -> bool:
-    return "blocks" in name and weight.ndim >= 2 and min(weight.shape[-2:]) > 8
-
-
-def chosen_weights(model: GPT, only: str) -> dict[str, nn.Parameter]:
-    kinds = {
-        name: "matrices" if is_matrix(name, w) else "embedding" if "emb" in name else "vectors"
-        for name, w in model.named_parameters()
-    }
-    return {n: w for n, w in model.named_parameters() if only in ("", kinds[n])}
+    return Arm(**{key: types[key](value) for key, value in pairs})
 
 
 class Learner:
@@ -90,11 +78,15 @@ class Learner:
 
     def __init__(self, model: GPT, arm: Arm) -> None:
         self.model, self.arm = model, arm
-        self.weights = chosen_weights(model, arm.only)
-        matrices = {n: w for n, w in self.weights.items() if is_matrix(n, w)}
-        self.matrices = list(matrices.values()) if arm.rule == "muon" else []
-        kept = {id(w) for w in self.matrices}
-        rest = [w for w in self.weights.values() if id(w) not in kept]
+        named = dict(model.named_parameters())
+        groups = {
+            group: [named[name] for name in names]
+            for group, names in kinds.by_group(model.declares, named).items()
+            if arm.only in ("", group)
+        }
+        self.weights = [weight for weights in groups.values() for weight in weights]
+        self.matrices = groups.pop("matrix", []) if arm.rule == "muon" else []
+        rest = [weight for weights in groups.values() for weight in weights]
         self.buffers = [torch.zeros_like(w) for w in self.matrices]
         self.triples = coefficients(recipe("best").optim)
         self.share = 0.1 if arm.rule == "muon" else 1.0
@@ -107,14 +99,8 @@ class Learner:
     def learn(self, ids: Tensor) -> None:
         """Learn windows of inputs and targets [N, T + 1], once."""
         groups = ids.split(self.arm.sequences)
-        before = [w.detach().clone() for w in self.weights.values()] if self.arm.still else []
         for index, group in enumerate(groups):
-            fall = 0.5 * (1.0 + math.cos(math.pi * index / max(len(groups) - 1, 1)))
-            self._step(group, self.arm.lr * fall)
-        with torch.no_grad():
-            for weight, old in zip(self.weights.values(), before, strict=False):
-                weight.lerp_(old, self.arm.still)
-        torch.autograd.graph.increment_version(list(self.model.parameters()))
+            self._step(group, chunk_rate(self.arm.lr, index, len(groups)))
 
     def _step(self, group_NT1: Tensor, lr: float) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -122,7 +108,7 @@ class Learner:
             with mode(self.model, in_order=True):
                 loss = self.model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
                 (loss * (len(rows) / len(group_NT1))).backward()
-        torch.nn.utils.clip_grad_norm_(list(self.weights.values()), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         with torch.no_grad():
             for weight, buffer in zip(self.matrices, self.buffers, strict=True):
                 buffer.mul_(self.arm.momentum).add_(weight.grad)
@@ -157,7 +143,7 @@ def ran(model: GPT, packed: dict[str, Tensor], arm: Arm | None, parts: list[Tens
     found: list[float] = []
     for index, part in enumerate(parts):
         if index and arm is not None:
-            if arm.ahead:
+            if arm.fresh:
                 restored()
             Learner(model, arm).learn(parts[index - 1] if arm.new else torch.cat(parts[:index]))
         found += scored(model, part)
