@@ -38,6 +38,7 @@ def test_every_stage_takes_every_feature(
         *SETTINGS, *TRAINED, f"ttt.method={method}", f"prove.method={proving}", "prove.bytes=60",
         "quant.method=trellis", "quant.gradient_tokens=512", "pack.codec=cabac",
         "ttt.lora_rank=2", "ttt.lora_factors=mlp 0.5 head 2", "ttt.lora_chunks=8@16 32",
+        "ttt.lora_logit_factor=0.9", "ttt.lora_frozen_share=0.2",
         "audit.budget_s=0.1", "data.val_bytes=200",
         "train.steps=8",
     )  # fmt: skip

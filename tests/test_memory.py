@@ -247,6 +247,22 @@ def test_published_recipes_fit_cards(name: str, free_gb: float) -> None:
     assert lines[0].startswith("training needs about") and training[free_gb] in lines[0]
 
 
+def test_the_model_beside_adapters_keeps_keys_and_values() -> None:
+    """In scoring for every document, and in a proof for every stream."""
+    base = recipe("best")
+    alone = replace(base, ttt=replace(base.ttt, lora_frozen_share=0.0))
+    alone = replace(alone, prove=replace(alone.prove, method="lora", bytes=1000))
+    both = replace(alone, ttt=replace(alone.ttt, lora_frozen_share=0.4))
+    kept = need.cached_bytes(base.model, GPU.way(), True, base.score.seq_len)
+    without, beside = (planned(config, GPU) for config in (alone, both))
+    rows = base.ttt.lora_documents
+    assert beside["score.ttt"].need.fixed == without["score.ttt"].need.fixed + rows * kept
+    proofs = [stages["proof"].need for stages in (without, beside)]
+    assert proofs[1].each == proofs[0].each + kept
+    for name in without.keys() - {"score.ttt", "proof"}:
+        assert beside[name].need == without[name].need
+
+
 def test_the_recipe_for_small_cards_leaves_half_of_one_free() -> None:
     plans = planned(recipe("small"), GPU, 23.8e9)
     for stage, plan in plans.items():

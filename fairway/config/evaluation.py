@@ -74,6 +74,18 @@ class TttConfig:
         "Factors of the adapters of some matrices, such as 'mlp 0.25 head 2'; the others have 1"
         " (lora).",
     )
+    lora_logit_factor: float = opt(
+        1.0,
+        "Factor of the logits while adapters learn and predict; below 1 they are less sure (lora).",
+        lo=0.1,
+        hi=10.0,
+    )
+    lora_frozen_share: float = opt(
+        0.0,
+        "Share of the model without adapters in predictions, averages of probabilities (lora).",
+        lo=0.0,
+        hi=0.99,
+    )
     lora_lr: float = opt(1e-4, "Learning rate of AdamW (lora).", lo=0.0, hi=1.0)
     lora_wd: float = opt(1.0, "Decoupled weight decay of AdamW (lora).", lo=0.0, hi=1000.0)
     lora_chunks: str = opt(

@@ -64,6 +64,7 @@ class Adapters:
     The product B A is scaled by alpha / rank, and by the factor of its target if `factors` has one:
     AdamW moves a matrix by steps of one size, so a factor acts as a rate. Initially A is uniform
     within 1 / sqrt(I), and B is zero. `use` chooses the adapters of the next forward passes.
+    `logit_factor` multiplies the model's capped logits: adapted models are too sure of themselves.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class Adapters:
         rank: int,
         alpha: float,
         factors: Mapping[str, float] | None = None,
+        logit_factor: float = 1.0,
     ) -> None:
-        self.model, self.rank = model, rank
+        self.model, self.rank, self._logit_factor = model, rank, logit_factor
         self._scale, self._factors = alpha / rank, factors or {}
         self.targets = [target for target in LORA_TARGETS if target in targets]
         visits = len(model.encoder_visits) + len(model.decoder_visits)
@@ -152,6 +154,10 @@ class Adapters:
     def head(self, x: Tensor) -> Tensor | None:
         """Return the addition to the raw logits of final states, or None without head adapters."""
         return self.added("head", 0, x)
+
+    def logits(self, x: Tensor, extra: Tensor | None) -> Tensor:
+        """Return the capped logits of final states and an addition to raw logits, [..., V]."""
+        return self.model.logits(x, extra, self._logit_factor)
 
     def read(self, visit: int, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
         """Return the additions of a visit's targets for an input, and the input."""

@@ -68,35 +68,42 @@ class Cache:
         """Drop everything; the next token is at the first position."""
         self.filled = 0
 
-    def read(self, ids_ST: Tensor) -> Tensor:
-        """Return the normalised final states of the next T tokens of every row, [S, T, D].
+    def read(self, ids_BT: Tensor) -> Tensor:
+        """Return the normalised final states of the next T tokens of the first B rows, [B, T, D].
 
-        Raises ValueError for another number of rows, no token, or more than there is room for.
+        The other rows are not read any more. Raises ValueError for more rows than there are, no
+        token, or more tokens than there is room for.
         """
-        return torch.cat(list(self._read(ids_ST)))
+        return torch.cat(list(self._read(ids_BT)))
 
-    def last(self, ids_ST: Tensor) -> Tensor:
-        """Read the next T tokens of every row and return the last one's states, [S, D]."""
-        return torch.cat([states_BTD[:, -1] for states_BTD in self._read(ids_ST)])
+    def move(self, source: int, target: int) -> None:
+        """Let a row take the place of another one."""
+        self._kept_2VSGLK[:, :, target] = self._kept_2VSGLK[:, :, source]
+        self.last_S1[target] = self.last_S1[source]
+
+    def last(self, ids_BT: Tensor) -> Tensor:
+        """Read the next T tokens of the first B rows and return the last one's states, [B, D]."""
+        return torch.cat([states_BTD[:, -1] for states_BTD in self._read(ids_BT)])
 
     @torch.no_grad()
-    def _read(self, ids_ST: Tensor) -> Iterator[Tensor]:
-        """Yield the states [B, T, D] of groups of rows in turn; at the end all rows are read."""
-        S, T = ids_ST.shape
-        if self.rows != S or not 1 <= T <= self.room - self.filled:
+    def _read(self, ids_BT: Tensor) -> Iterator[Tensor]:
+        """Yield the states of groups of the B rows in turn; at the end all are read."""
+        B, T = ids_BT.shape
+        if not 1 <= B <= self.rows or not 1 <= T <= self.room - self.filled:
             raise ValueError(
-                f"cannot read {T} tokens in {S} rows after {self.filled} positions; the cache has "
+                f"cannot read {T} tokens in {B} rows after {self.filled} positions; the cache has "
                 f"{self.rows} rows of {self.room}"
             )
-        ids_ST = ids_ST.to(self.device)
-        if T == 1 and self.filled and self.single is not None:
-            yield self.single.read(self, ids_ST)
+        ids_BT = ids_BT.to(self.device)
+        if T == 1 and self.filled and self.single is not None and self.rows == B:
+            yield self.single.read(self, ids_BT)
         else:
             # Adapters have a part for every row, so all rows are read at once.
-            count = max(1, AT_ONCE // T) if self.steady else S
-            for first in range(0, S, count):
-                yield self._states(ids_ST[first : first + count], slice(first, first + count))
-        self.last_S1 = ids_ST[:, -1:]
+            count = max(1, AT_ONCE // T) if self.steady else B
+            for first in range(0, B, count):
+                rows = slice(first, min(first + count, B))
+                yield self._states(ids_BT[rows], rows)
+        self.last_S1[:B] = ids_BT[:, -1:]
         self.filled += T
 
     def _states(self, ids_BT: Tensor, rows: slice) -> Tensor:

@@ -227,16 +227,16 @@ class GPT(nn.Module):
     def _join(self, skip_BTD: Tensor, step: int) -> Join:
         return Join(skip_BTD, self.skip_weights[step], self.skip_gates[step])
 
-    def logits(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+    def logits(self, x: Tensor, extra: Tensor | None = None, factor: float = 1.0) -> Tensor:
         """Return the capped logits of final states, [..., V] in float32.
 
-        `extra` is added before the cap.
+        `extra` is added before the cap, and `factor` multiplies the capped logits.
         """
         raw = wide_logits(x, self.tok_emb.weight)
         if self.attached is not None:
             extra = self.attached.head(x)
         raw = raw if extra is None else raw + extra
-        return softcapped(raw, SOFTCAP)
+        return softcapped(raw, SOFTCAP, factor)
 
     def cap_slope(self, logits: Tensor) -> Tensor:
         """Return the derivative of the cap at capped logits, 1 - (z / cap)^2."""

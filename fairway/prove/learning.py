@@ -25,6 +25,7 @@ from fairway.model.block import Adapters
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
 from fairway.prove.streams import Stream
+from fairway.prove.unadapted import UnadaptedWalk
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, Segments, window_segments
 from fairway.score.adapting import adapting
 from fairway.score.documents import chunk_bounds
@@ -200,7 +201,9 @@ class DocumentLearner(Frozen):
     def __init__(self, model: GPT, ttt: TttConfig, lanes: Lanes, course: Course) -> None:
         super().__init__(model)
         self._ttt, self._lanes, self._course = ttt, lanes, course
+        self._unadapted = UnadaptedWalk(model, course, ttt.lora_frozen_share)
         self._chunks: Iterator[Segment] = iter(())
+        self._chunk = Segment(0, 0, 0)
         last = len(course.targets) - 1
         self._lengths = [count + (n < last) for n, count in enumerate(course.targets)]
         batches = -(-len(course.targets) // course.rows)
@@ -225,6 +228,7 @@ class DocumentLearner(Frozen):
         self._streams, self._rows = streams, tuple(range(len(streams)))
         self._chunks = iter(self._course.segments)
         self._ids = [np.array([self._course.bos_id]) for _ in streams]
+        self._unadapted.begin()
 
     def _learn_again(self) -> None:
         """Train all weights on all documents so far, up to the BOS that begins the next one."""
@@ -235,6 +239,8 @@ class DocumentLearner(Frozen):
     @contextmanager
     def predicting(self) -> Iterator[Adapters]:
         """Attach the adapters of all rows while a segment is walked."""
+        self._chunk = next(self._chunks)
+        self._unadapted.enter(self._chunk, self._ids)
         adapters, values = self._documents.adapters, self._documents.values_of(self._rows)
         adapters.use([self._of_all_rows(value) for value in values])
         with adapting(self._model):
@@ -249,15 +255,18 @@ class DocumentLearner(Frozen):
     def logits(self, states_SD: Tensor) -> Tensor:
         """Return the model's logits plus the addition of the head's adapters."""
         states_S1D = states_SD[:, None]
-        extra = self._documents.adapters.head(states_S1D)
-        return self._model.logits(states_S1D, extra)[:, 0]
+        adapters = self._documents.adapters
+        return adapters.logits(states_S1D, adapters.head(states_S1D))[:, 0]
+
+    def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
+        """Return averages with the model itself, if `ttt.lora_frozen_share` wants them."""
+        return self._unadapted.mixed(previous_S, log_probs_SV)
 
     def adapt(self, fixed: Fixed) -> None:
         """Let the rows whose document continues learn the chunk; drop the others before the next
         chunk."""
         # The fixed tokens end with the longest document; a chunk has its full length.
-        chunk = next(self._chunks)
-        first, end = chunk.first, chunk.end
+        first, end = self._chunk.first, self._chunk.end
         assert first == fixed.segment.first, "chunks come in their order"
         lengths = [self._lengths[stream] for stream in self._streams]
         for row, ids in enumerate(fixed.ids):
@@ -273,7 +282,7 @@ class DocumentLearner(Frozen):
         context = self._context(chunk)
         parts = [self._ids[row][chunk.first + 1 : chunk.end + 1] for row in self._rows]
         with adapting(self._model):
-            dist = self._documents.predict(context)
+            dist = self._documents.predict(context, chunk.first)
             targets_BC = dist.rectangle(_filled(parts, context.event))
             self._documents.learn(dist, targets_BC, going_on)
 

@@ -114,7 +114,7 @@ class Plain:
         here = rope[0][:T], rope[1][:T]
         states_BCD = self.adapters.states(self._leaves, ids_BT, here)[:, first:]
         extra = self.adapters.head(states_BCD)
-        self._log_probs_BCV = self.adapters.model.logits(states_BCD, extra).log_softmax(-1)
+        self._log_probs_BCV = self.adapters.logits(states_BCD, extra).log_softmax(-1)
         return self._log_probs_BCV.detach()
 
     def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
@@ -240,7 +240,7 @@ class Fused:
         """Return log-probabilities of windows' positions, [P, C, V], with a graph for gradients."""
         self.bank.rows = rows
         states_PCD = self.bank.states(ids_PT, rope).index_select(1, places_C)
-        logits_PCV = self.adapters.model.logits(states_PCD, self.bank.head(states_PCD))
+        logits_PCV = self.adapters.logits(states_PCD, self.bank.head(states_PCD))
         return logits_PCV.log_softmax(-1)
 
     def step(

@@ -62,6 +62,7 @@ from fairway.score.sliding import (
     evaluate_windows,
     whole_row,
 )
+from fairway.score.unadapted import Unadapted
 
 # ---------------------------------------------------------------------------------------------
 # One batch of documents
@@ -96,10 +97,13 @@ class Documents:
             config.lora_rank,
             config.lora_alpha,
             lora_factors(config),
+            config.lora_logit_factor,
         )
         self.adam = AdamW(config, self.adapters.zeros(rows))
         self.way: Way = (Fused if fast else Plain)(self.adapters, self.adam)
         device = model.tok_emb.weight.device
+        self._cos_TR, self._sin_TR = _rope(model, seq_len)
+        self.unadapted = Unadapted(model, seq_len, rows, self.rope(), config.lora_frozen_share)
         # Not a method: two objects that refer to each other stay in memory until the garbage
         # collector runs, and these hold gigabytes.
         taken_bytes = functools.partial(row_bytes, self.adapters)
@@ -108,7 +112,6 @@ class Documents:
         # The row in each slot in use, and the matrices A that outlive this batch.
         self.rows: list[int] = []
         self._inner: list[Tensor] = []
-        self._cos_TR, self._sin_TR = _rope(model, seq_len)
 
     @torch.no_grad()
     def start(self, rows: int, inner: list[Tensor]) -> None:
@@ -124,6 +127,7 @@ class Documents:
             value[:, :rows].zero_()
         self.way.renew()
         self.halving.begin()
+        self.unadapted.start()
         self.version += 1
 
     @torch.no_grad()
@@ -136,6 +140,7 @@ class Documents:
                 for tensor in (*self.adam.values, *self.adam.squares):
                     tensor[:, slot] = tensor[:, last]
                 self.way.move(last, slot)
+                self.unadapted.move(last, slot)
                 self.rows[slot] = self.rows[last]
             self.rows.pop()
             self.version += 1
@@ -156,15 +161,15 @@ class Documents:
         slots = [self.rows.index(row) for row in rows]
         return [value[:, slots] for value in self.adam.values]
 
-    def predict(self, context: Context) -> "DocumentDistribution":
+    def predict(self, context: Context, at: int) -> "DocumentDistribution":
         """Return the distributions of a chunk of the present rows: one window per row, in ascending
-        order.
+        order; the chunk begins at position `at` of every document.
 
         The distributions of the previous chunk become invalid: on a GPU the new ones reuse their
         memory.
         """
         self.version += 1
-        return DocumentDistribution(self, context)
+        return DocumentDistribution(self, context, at)
 
     def rope(self, length: int | None = None) -> Rope:
         """Return the rotary table of a window, or of its first positions."""
@@ -180,9 +185,12 @@ class Documents:
 
 class DocumentDistribution:
     """The predictions of one chunk of all rows; valid until the next chunk or the next adapter
-    step."""
+    step.
 
-    def __init__(self, predictor: Documents, context: Context) -> None:
+    They are the adapted model's, or averages of its probabilities and the unadapted model's.
+    """
+
+    def __init__(self, predictor: Documents, context: Context, at: int) -> None:
         self._predictor, self._version, self._context = predictor, predictor.version, context
         self._windows = context.event.windows
         # The index of each slot's window.
@@ -198,13 +206,15 @@ class DocumentDistribution:
         self._counts = [length - first for length in lengths]
         ids_BT = torch.from_numpy(filled_BT).to(predictor.model.tok_emb.weight.device)
         self.log_probs_BCV = predictor.halving.log_probs(ids_BT, predictor.rope(), first)
+        self._beside = predictor.unadapted.chunk(filled_BT, first, at)
 
     def log_prob(self, targets: IntArray) -> FloatArray:
         """Return the natural log-probability of the target of every scored position."""
         self._require_unchanged()
         with torch.no_grad():
             targets_BC = self.rectangle(targets)
-            found_BC = -double(chunk_nats(self.log_probs_BCV, targets_BC)).cpu()
+            found_BC = -double(chunk_nats(self.log_probs_BCV, targets_BC))
+            found_BC = self._beside.log_prob(found_BC, targets_BC).cpu()
         by_place = found_BC.numpy()[np.argsort(self.places)]
         rows = [row[:count] for row, count in zip(by_place, self._counts, strict=True)]
         # In float32 the softmax can round to just over 1.
@@ -217,8 +227,9 @@ class DocumentDistribution:
         self._require_unchanged()
         slots = np.argsort(self.places)
         rows = [(slots[n], at) for n, count in enumerate(self._counts) for at in range(count)]
-        places = torch.tensor(rows[first:end], device=self.log_probs_BCV.device)
-        return double(self.log_probs_BCV[places[:, 0], places[:, 1]]).log_softmax(-1)
+        places = torch.tensor(rows[first:end], device=self.log_probs_BCV.device).unbind(1)
+        table_NV = double(self.log_probs_BCV[places]).log_softmax(-1)
+        return self._beside.tables(table_NV, places)
 
     def rectangle(self, targets: IntArray) -> Tensor:
         """Return targets, window after window, as [B, C] on the model's device, slot by slot.
@@ -242,12 +253,13 @@ class DocumentDistribution:
         predictor = self._predictor
         window = self._context.event.window_of(position)
         row = sorted(predictor.rows)[self._windows.index(window)]
-        ids = torch.from_numpy(self._context.inputs(window, position + 1)[None].copy())
+        inputs = self._context.inputs(window, position + 1)
+        ids = torch.from_numpy(inputs[None].copy())
         ids_BT, adapters = ids.to(self.log_probs_BCV.device), predictor.adapters
         rope = predictor.rope(ids_BT.shape[1])
         last_BCD = adapters.states(predictor.values_of([row]), ids_BT, rope)[:, -1:]
         extra = adapters.head(last_BCD)
-        return whole_row(predictor.model.logits(last_BCD, extra)[0, 0])
+        return self._beside.row(whole_row(adapters.logits(last_BCD, extra)[0, 0]), inputs)
 
     def _require_unchanged(self) -> None:
         if self._predictor.version != self._version:
@@ -331,7 +343,7 @@ class _Lora:
 
     def _run_step(self, lane: Documents, step: Step, batch: Batch) -> None:
         context = self.ledger.context(step.event)
-        dist = lane.predict(context)
+        dist = lane.predict(context, step.first)
         self.ledger.commit(step.event, self.helped(_Made(dist)).predict(context))
         if not step.going_on:
             return

@@ -169,7 +169,8 @@ def _lora_step(
 
     def work() -> None:
         lane.start(rows, inner)
-        dist = lane.predict(dummy)
+        lane.unadapted.skip(length - size)
+        dist = lane.predict(dummy, length - size)
         dist.log_prob(targets)
         lane.learn(dist, dist.rectangle(targets), list(range(rows)))
 

@@ -69,14 +69,14 @@ def test_states_and_gradients_are_those_of_formulas(
     targets: Sequence[str], feature: dict[str, Any]
 ) -> None:
     model = alive(replace(MODEL, **feature)).to(DEVICE).requires_grad_(False)
-    adapters = Adapters(model, targets, 4, 6.0, {"mlp": 0.25, "head": 2.0})
+    adapters = Adapters(model, targets, 4, 6.0, {"mlp": 0.25, "head": 2.0}, 0.7)
     # One row more than is in use.
     values = drawn(adapters, ROWS + 1)
     ids_BT = torch.randint(0, 260, (ROWS, T), generator=torch.Generator().manual_seed(0))
     rope = model.rope_for(ids_BT)
     leaves = [value[:, :ROWS].clone().requires_grad_() for value in values]
     states_BTD = adapters.states(leaves, ids_BT, rope)[:, -CHUNK:]
-    wanted_BCV = model.logits(states_BTD, adapters.added("head", 0, states_BTD))
+    wanted_BCV = 0.7 * model.logits(states_BTD, adapters.added("head", 0, states_BTD))
     wanted_BCV.log_softmax(-1)[:, :, 7].mean().backward()
 
     prepare(model, torch.float32, "plain", "fused")
@@ -85,7 +85,7 @@ def test_states_and_gradients_are_those_of_formulas(
     for copy, value, factor in zip(bank.copies, values, bank.factors(), strict=True):
         copy.copy_(value if factor is None else value * factor[:, None, :, None])
     states_BTD = bank.states(ids_BT, rope)[:, -CHUNK:]
-    got_BCV = model.logits(states_BTD, bank.head(states_BTD))
+    got_BCV = adapters.logits(states_BTD, bank.head(states_BTD))
     torch.testing.assert_close(got_BCV, wanted_BCV, rtol=1e-5, atol=5e-5)
     got_BCV.log_softmax(-1)[:, :, 7].mean().backward()
     for leaf, grad, factor in zip(leaves, bank.grads, bank.factors(), strict=True):
@@ -140,7 +140,8 @@ def test_an_evaluation_learns_the_same_on_both_paths(phases: int) -> None:
     score = ScoreConfig(seq_len=16, stride=4, check_positions=6, truncate=False)
     config = TttConfig(
         method="lora", lora_rank=4, lora_alpha=6, lora_lr=0.01, lora_chunks="8", lora_wd=0.1,
-        lora_documents=3, lora_lanes=1, lora_phases=phases, chunk_tokens=32,
+        lora_logit_factor=0.8, lora_frozen_share=0.3, lora_documents=3, lora_lanes=1,
+        lora_phases=phases, chunk_tokens=32,
     )  # fmt: skip
     nats = {}
     for kernels in ("plain", "fused"):
@@ -214,9 +215,9 @@ def test_a_prediction_answers_until_the_next_alone(kernels: str) -> None:
     window = Window(0, 8, 4)
     context = Context(Event(0, (window,)), {window: np.arange(8)})
     with adapting(model):
-        first = documents.predict(context)
+        first = documents.predict(context, 4)
         kept = first.log_prob(np.arange(4))
-        second = documents.predict(context)
+        second = documents.predict(context, 4)
         np.testing.assert_array_equal(second.log_prob(np.arange(4)), kept)
         with pytest.raises(LedgerError, match="learned or predicted"):
             first.log_prob(np.arange(4))

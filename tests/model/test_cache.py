@@ -113,6 +113,19 @@ def test_kernels_read_what_plain_formulas_read(
 
 
 @torch.no_grad()
+def test_rows_end_and_others_take_their_places() -> None:
+    model, ids = random_model(replace(SMALL, smear=True), True), tokens(4)
+    whole = model.hidden(ids)
+    cache = Cache(model, 4, LENGTH, steady=True)
+    cache.read(ids[:, :7])
+    cache.move(3, 1)
+    now = ids[[0, 3, 2]]
+    for first, end in ((7, 12), (12, 13), (13, LENGTH)):
+        found = cache.read(now[:, first:end])
+        torch.testing.assert_close(found, whole[[0, 3, 2], first:end], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_some_rows_at_a_time_are_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = random_model(replace(SMALL, smear=True), True), tokens(5)
     whole = model.hidden(ids)

@@ -132,10 +132,18 @@ def test_lora_learns_from_its_own_document(
 @pytest.mark.parametrize(
     "change",
     [
-        {"lora_lanes": 1},
+        {"lora_lanes": 1, "lora_logit_factor": 0.8, "lora_frozen_share": 0.4},
         {"lora_documents": 1, "lora_targets": "q"},
         # Between the three batches all weights learn whole sequences of what came before.
         {"lora_documents": 1, "lora_phases": 2, "lr": 0.05, "chunk_tokens": 64},
+        # Documents longer than a window, with the model itself beside its adapters.
+        {
+            "lora_documents": 1,
+            "lora_phases": 2,
+            "lr": 0.05,
+            "chunk_tokens": 64,
+            "lora_frozen_share": 0.4,
+        },
     ],
 )
 def test_batches_follow_one_another_as_in_the_scorer(

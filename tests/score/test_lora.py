@@ -40,15 +40,19 @@ def alive() -> GPT:
     return model
 
 
-def lane(rows: int = 4) -> tuple[Documents, list[torch.Tensor]]:
+def lane(rows: int = 4, share: float = 0.0) -> tuple[Documents, list[torch.Tensor]]:
     """Return the documents of a batch of four slots, and the matrices A kept beyond it."""
-    found = Documents(alive(), CONFIG, T, 4, False)
+    found = Documents(alive(), replace(CONFIG, lora_frozen_share=share), T, 4, False)
     inner = found.adapters.zeros(4)[::2]
     for number, kept in enumerate(inner):
         for row in range(4):
             kept[:, row] = 10 * number + row
     found.start(rows, inner)
     return found, inner
+
+
+def assert_close(found: torch.Tensor, wanted: torch.Tensor, apart: float = 1e-5) -> None:
+    torch.testing.assert_close(found, wanted, atol=apart, rtol=0)
 
 
 def marks(found: list[torch.Tensor]) -> list[list[float]]:
@@ -134,9 +138,9 @@ def test_rope_is_of_a_window_or_its_beginning() -> None:
     assert torch.equal(cos[0], torch.ones_like(cos[0])) and float(sin[0].abs().max()) == 0.0
 
 
-def predicted() -> tuple[Documents, DocumentDistribution, Context]:
+def predicted(share: float = 0.0) -> tuple[Documents, DocumentDistribution, Context]:
     """Return a prediction of three documents, one of them shorter, with adapters that matter."""
-    found, _ = lane(3)
+    found, _ = lane(3, share)
     generator = torch.Generator().manual_seed(0)
     for value in found.adam.values:
         value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
@@ -146,11 +150,12 @@ def predicted() -> tuple[Documents, DocumentDistribution, Context]:
     ids = np.random.default_rng(0).integers(2, V, 60)
     inputs = {w: ids[w.start : w.end] for w in windows}
     context = Context(Event(0, windows), inputs)
-    return found, found.predict(context), context
+    return found, found.predict(context, 4), context
 
 
-def test_the_three_ways_to_ask_agree_at_every_position() -> None:
-    found, dist, context = predicted()
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_the_three_ways_to_ask_agree_at_every_position(share: float) -> None:
+    found, dist, context = predicted(share)
     assert found.rows == [2, 1] and dist.places == [1, 0]
     positions = context.event.positions.tolist()
     tables = dist.tables(0, len(positions))
@@ -163,10 +168,33 @@ def test_the_three_ways_to_ask_agree_at_every_position() -> None:
         assert np.exp(row).sum() == pytest.approx(1.0, abs=1e-12)
         assert row == pytest.approx(tables[n].numpy(), abs=1e-4)
         assert row[targets[n]] == pytest.approx(nats[n], abs=1e-4)
-        assert torch.equal(dist.tables(n, n + 1), tables[n : n + 1])
+        # The unadapted model's logits are another product for another number of positions.
+        assert_close(dist.tables(n, n + 1), tables[n : n + 1], 1e-5 if share else 0.0)
     # The adapters of a document are its own.
     one, other = (found.values_of([row]) for row in (1, 2))
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_model_itself_keeps_what_it_has_read_of_each_document() -> None:
+    """After a row took the place of another, chunk by chunk as at once; also what was not asked."""
+    found, _ = lane(3, 0.5)
+    beside, ids = found.unadapted, np.random.default_rng(0).integers(2, V, (3, T))
+    wanted = beside.frozen.hidden(list(ids))
+    assert_close(beside.states(ids[:, :5], 0, 0), wanted[:, :5])
+    found.keep((1, 2))
+    assert_close(beside.states(ids[[2, 1], :8], 5, 5), wanted[[2, 1], 5:8])
+    assert beside.cache.filled == 8
+    # Positions 8 to 10 were not asked for; what comes again is computed again.
+    assert_close(beside.states(ids[[2, 1], :14], 11, 11), wanted[[2, 1], 11:14])
+    assert_close(beside.states(ids[[2, 1], :14], 11, 11), wanted[[2, 1], 11:14])
+    # A window that begins later than its document knows nothing of what was read.
+    assert_close(beside.states(ids[[2, 1], :14], 11, 30), wanted[[2, 1], 11:14])
+
+
+def test_without_a_share_the_model_itself_takes_no_memory() -> None:
+    found, dist, _ = predicted()
+    dist.log_prob(np.arange(9)), dist.tables(0, 9), dist.row(24)
+    assert "cache" not in vars(found.unadapted)
 
 
 def test_what_is_certain_costs_nothing() -> None:
@@ -183,10 +211,10 @@ def test_a_prediction_is_good_until_something_changes(ask: str, change: str) -> 
     getattr(dist, ask)(*arguments)
     match change:
         case "predict":
-            found.predict(context)
+            found.predict(context, 4)
         case "learn and predict":
             found.learn(dist, dist.rectangle(np.arange(9)), [0])
-            found.predict(context)
+            found.predict(context, 4)
         case "keep":
             found.keep((1,))
         case "learn":

@@ -264,8 +264,10 @@ def test_a_step_is_that_of_the_formula() -> None:
         torch.testing.assert_close(adam.values[0], wanted)
 
 
-def test_without_a_rate_every_document_costs_what_it_costs_alone() -> None:
-    nats = costs(evaluate_lora, replace(LORA, lora_lr=0.0), text())
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_without_a_rate_every_document_costs_what_it_costs_alone(factor: float) -> None:
+    still = replace(LORA, lora_lr=0.0, lora_logit_factor=factor)
+    nats = costs(evaluate_lora, still, text())
     model, ids = alive(), torch.tensor(text().ids)
     for document in documents(text().ids, 299):
         for p in (document.start, document.stop - 1):
@@ -273,8 +275,24 @@ def test_without_a_rate_every_document_costs_what_it_costs_alone() -> None:
             end = (p - document.start) // 8 * 8 + 8
             start = document.start + max(0, end - T)
             with torch.no_grad():
-                row = model.logits(_states(model, ids[start : p + 1])[-1]).double().log_softmax(0)
+                logits = model.logits(_states(model, ids[start : p + 1])[-1]).double()
+                row = (factor * logits).log_softmax(0)
             assert nats[p] == pytest.approx(-float(row[ids[p + 1]]), abs=1e-4)
+
+
+@pytest.mark.parametrize("change", [{}, {"lora_phases": 1, "chunk_tokens": 64}, {"lora_lanes": 1}])
+@pytest.mark.parametrize("share", [0.3, 0.99])
+def test_a_share_averages_probabilities_with_those_of_the_model_itself(
+    change: dict[str, Any], share: float
+) -> None:
+    """In documents shorter and longer than a window, and after phases."""
+    config = replace(LORA, **change)
+    adapted = costs(evaluate_lora, config, text())
+    itself = costs(evaluate_lora, replace(config, lora_lr=0.0), text())
+    wanted = -np.log((1 - share) * np.exp(-adapted) + share * np.exp(-itself))
+    found = costs(evaluate_lora, replace(config, lora_frozen_share=share), text())
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    assert not np.allclose(found, adapted, atol=1e-3)
 
 
 def _states(model: GPT, ids_T: torch.Tensor) -> torch.Tensor:

@@ -32,10 +32,10 @@ def test_an_estimate_computes_no_wider_step_than_there_is(monkeypatch: pytest.Mo
     seen: list[tuple[int, int]] = []
     plain = Documents.predict
 
-    def predict(self: Documents, context: Context) -> DocumentDistribution:
+    def predict(self: Documents, context: Context, at: int) -> DocumentDistribution:
         windows = context.event.windows
         seen.append((len(windows), max(w.end - w.start for w in windows)))
-        return plain(self, context)
+        return plain(self, context, at)
 
     monkeypatch.setattr(Documents, "predict", predict)
     for config in (LORA, replace(LORA, lora_documents=8), replace(LORA, lora_chunks="2@8 4")):

@@ -1,0 +1,58 @@
+"""The model without adapters in the walk of a proof, one token after another (`score.unadapted`).
+
+Shapes: S rows, T positions, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairway.base.arrays import IntArray
+from fairway.base.floats import double
+from fairway.model.cache import Cache
+from fairway.model.gpt import GPT
+from fairway.prove.walk import Course, Segment
+from fairway.score.unadapted import averaged
+
+
+class UnadaptedWalk:
+    """Averages the adapted model's predictions with those of the model itself, if its share is not
+    0."""
+
+    def __init__(self, model: GPT, course: Course, share: float) -> None:
+        self._model, self._share = model, share
+        self._unread_ST: Tensor | None = None
+        if share:
+            self._cache = Cache(model, course.rows, course.seq_len, course.room(), steady=True)
+
+    def begin(self) -> None:
+        """Begin streams: the weights may have changed."""
+        if self._share:
+            self._cache.clear()
+
+    def enter(self, segment: Segment, ids: Sequence[IntArray]) -> None:
+        """Begin a segment; `ids` are the tokens of every row so far, its BOS first.
+
+        A segment that begins with its streams continues the one before.
+        """
+        if not self._share:
+            return
+        if segment.start:
+            self._cache.clear()
+        at = segment.start + self._cache.filled
+        unread_ST = np.zeros((self._cache.rows, segment.first + 1 - at), np.int64)
+        for row, own in enumerate(ids):
+            part = own[at : segment.first + 1]
+            unread_ST[row, : len(part)] = part
+        self._unread_ST = torch.from_numpy(unread_ST)
+
+    def mixed(self, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
+        """Return the averages after the `previous` tokens, given the adapted model's log p."""
+        if not self._share:
+            return log_probs_SV
+        ids_ST = previous_S[:, None] if self._unread_ST is None else self._unread_ST
+        self._unread_ST = None
+        logits_SV = double(self._model.logits(self._cache.last(ids_ST)))
+        return averaged(log_probs_SV, logits_SV.log_softmax(-1), self._share)
