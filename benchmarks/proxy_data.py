@@ -56,10 +56,14 @@ def texts_of(path: Path) -> Iterator[str]:
     return (document.text for document in read_documents([path]))
 
 
-def beginning(form: bytes, path: Path, targets: int) -> list[str]:
-    """Return the texts that the first targets of a validation file stand for, the last one cut."""
+def beginning(form: bytes, path: Path, targets: int, after: int = 0) -> list[str]:
+    """Return the texts that the first targets of a validation file stand for, the last one cut.
+
+    With `after` they follow the documents of its first so many targets.
+    """
     found, left, tokenizer = [], targets + 1, tokenizer_of(form)
-    for text in texts_of(path):
+    skipped = len(beginning(form, path, after)) if after else 0
+    for text in itertools.islice(texts_of(path), skipped, None):
         ids = tokenizer.encode(text)[: left - 1]
         left -= 1 + len(ids)
         found.append(tokenizer.decode(ids).strip())

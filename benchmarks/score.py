@@ -60,13 +60,17 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     return artifact.state, artifact.config
 
 
-def read_text(tokenizer: Tokenizer, path: Path, targets: int, form: Path | None = None) -> Text:
+def read_text(
+    tokenizer: Tokenizer, path: Path, targets: int, form: Path | None = None, after: int = 0
+) -> Text:
     """Return the beginning of the documents' stream, whole documents plus the rest of one.
 
-    With `form`, a tokenizer's file, it is the text that its first `targets` targets stand for.
+    With `form`, a tokenizer's file, it is the text that its first `targets` targets stand for, or
+    those that follow the documents of its first `after` targets.
     """
     if form is not None:
-        ids = encode_documents(tokenizer, beginning(form.read_bytes(), path, targets))
+        texts = beginning(form.read_bytes(), path, targets, after)
+        ids = encode_documents(tokenizer, texts)
         return text_of(ids, tokenizer.table, prove_bytes(tokenizer, ids))
     texts, count = [], 0
     for document in read_documents([path]):

@@ -1,8 +1,8 @@
 """Settings of test-time training beside one another: one artifact, one text, one process.
 
-    python benchmarks/ttt_arms.py ARTIFACT TOKENIZER TEXT [--targets 786432] [--form sp8192.model]
-        [--recipe best] [--arm NAME:field=value,field=value ...] [--seconds 480]
-        [--out arms.jsonl]
+    python benchmarks/ttt_arms.py ARTIFACT TOKENIZER TEXT [--targets 786432]
+        [--form sp8192.model [--after 786432]] [--recipe best]
+        [--arm NAME:field=value,field=value ...] [--seconds 480] [--out arms.jsonl]
 
 An arm is a name and settings of section `ttt` that differ from the recipe's; the recipe itself is
 the first arm, `base`. Without --arm the list in ARMS is tried. For each arm: bits per byte, gains
@@ -10,7 +10,10 @@ over the windows side by side, over the sliding window and over the same documen
 the difference to `base` with its standard error over documents, microseconds a token, memory. The
 first call of every size compiles; a short text is scored first so that `base` does not pay for it.
 With `--form` the text is in the usual form of another tokenizer, as in proxy_data.py: a model that
-learned such text scores other texts far worse, and gains more by learning.
+learned such text scores other texts far worse, and gains more by learning. With `--after` it is
+the text behind so many targets, to choose settings on text that is not scored.
+The rows of --out also have the scores of averages with the model that does not learn, by its share
+(`ttt.lora_frozen_share`, for arms without one).
 ARTIFACT may be codes (seed_model.py) as well. An arm that does not fit is told and left out.
 """
 
@@ -53,6 +56,7 @@ ARMS = [
     "8@256 24@2000 48:lora_chunks=8@256 24@2000 48",
     "rank 80:lora_rank=80",
 ]
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _FIELD = re.compile(r",(?=[a-z_0-9]+=)")
 
 
@@ -78,6 +82,16 @@ def beside(nats: np.ndarray, base: np.ndarray, text: Text) -> tuple[float, float
     starts = [document.start for document in found]
     apart = np.add.reduceat(nats - base, starts) / (math.log(2.0) * text.text_bytes)
     return float(apart.sum()), float(np.std(apart) * math.sqrt(len(apart)))
+
+
+def averages(nats: np.ndarray, unlearned: np.ndarray, text: Text) -> dict[str, float]:
+    """Return bits per byte of averages of both probabilities, by the share of the unlearned."""
+    bits = math.log(2.0) * text.text_bytes
+    mixed = {
+        share: -np.logaddexp(math.log1p(-share) - nats, math.log(share) - unlearned)
+        for share in SHARES
+    }
+    return {str(share): float(costs.sum() / bits) for share, costs in mixed.items()}
 
 
 class Bench:
@@ -134,6 +148,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--targets", type=int, default=786_432)
     parser.add_argument("--form", type=Path)
+    parser.add_argument("--after", type=int, default=0)
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--set", nargs="*", default=[], help="overrides of every arm")
     parser.add_argument("--arm", action="append", default=[], metavar="NAME:field=value,...")
@@ -149,7 +164,9 @@ def main() -> None:
     for each in settings.values():
         check_ttt(each.ttt, each.score)
     state, model_config = read_weights(chosen.artifact)
-    text = read_text(Tokenizer.load(chosen.tokenizer), chosen.text, chosen.targets, chosen.form)
+    text = read_text(
+        Tokenizer.load(chosen.tokenizer), chosen.text, chosen.targets, chosen.form, chosen.after
+    )
     plan = make_plan(RuntimeConfig(device=chosen.device))
     plan.apply()
     print(f"torch {torch.__version__}, {plan.describe()}, {len(text.ids) - 1} targets", flush=True)
@@ -164,7 +181,7 @@ def main() -> None:
         warm.scored(whole, "warming up", way)
     frozen: dict[str, float] = {}
     for name, way in others.items():
-        found, _, seconds = bench.scored(config, name, way)
+        found, unlearned, seconds = bench.scored(config, name, way)
         frozen[name] = found.bpb
         print(f"{name:28} {found.bpb:.5f}  {1e6 * seconds / bench.targets:.1f} us", flush=True)
     print("arm, bpb, to base (se), gains: side by side, sliding, unlearned; us a token, GB (kept)")
@@ -189,8 +206,9 @@ def main() -> None:
             "arm": name, "settings": " ".join(changes), "bpb": found.bpb, "to_base": apart,
             "to_base_se": error_bpb, **{n: bpb - found.bpb for n, bpb in frozen.items()},
             "us": 1e6 * seconds / bench.targets, "peak_gb": peak, "kept_gb": kept,
-            "targets": bench.targets, "plan": plan.describe(), "torch": torch.__version__,
-            "row_error_nats": found.worst_row_error_nats,
+            "averages": averages(nats, unlearned, text), "row_error_nats":
+            found.worst_row_error_nats, "targets": bench.targets, "plan": plan.describe(),
+            "torch": torch.__version__,
         }  # fmt: skip
         print(line_of(row), flush=True)
         if chosen.out:

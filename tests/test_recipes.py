@@ -130,6 +130,7 @@ def test_best_is_the_proxy_with_what_paid() -> None:
     assert not [name for name in packed if name.startswith(("quant.", "pack.", "score."))]
     assert {name for name in packed if name.startswith("ttt.")} == {
         "ttt.lora_chunks", "ttt.lora_lr", "ttt.lora_factors", "ttt.lora_phases", "ttt.lr",
+        "ttt.lora_logit_factor", "ttt.lora_frozen_share",
     }  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def test_recipes_by_budget_differ_in_what_follows_from_the_budget() -> None:
         "data.shuffle_documents": True, "optim.warmdown_share": 0.72,
         # Those of best_8, with which it was measured.
         "ttt.lora_chunks": "48", "ttt.lora_lr": 1e-4, "ttt.lora_factors": "", "ttt.lora_phases": 0,
-        "ttt.lr": 0.005,
+        "ttt.lr": 0.005, "ttt.lora_logit_factor": 1.0, "ttt.lora_frozen_share": 0.0,
     }  # fmt: skip
     assert differing(best, recipe("small")) == {
         "recipe": "small", "train.budget_s": 600.0, "train.micro_tokens": 49_152,

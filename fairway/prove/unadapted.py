@@ -14,7 +14,7 @@ from fairway.base.floats import double
 from fairway.model.cache import Cache
 from fairway.model.gpt import GPT
 from fairway.prove.walk import Course, Segment
-from fairway.score.unadapted import averaged
+from fairway.score.unadapted import averaged, read_from
 
 
 class UnadaptedWalk:
@@ -23,25 +23,29 @@ class UnadaptedWalk:
 
     def __init__(self, model: GPT, course: Course, share: float) -> None:
         self._model, self._share = model, share
+        self._seq_len, self._begin = course.seq_len, 0
         self._unread_ST: Tensor | None = None
         if share:
             self._cache = Cache(model, course.rows, course.seq_len, course.room(), steady=True)
 
     def begin(self) -> None:
         """Begin streams: the weights may have changed."""
+        self._begin = 0
         if self._share:
             self._cache.clear()
 
     def enter(self, segment: Segment, ids: Sequence[IntArray]) -> None:
         """Begin a segment; `ids` are the tokens of every row so far, its BOS first.
 
-        A segment that begins with its streams continues the one before.
+        It may continue the one before.
         """
         if not self._share:
             return
-        if segment.start:
+        begin = read_from(segment.start, segment.first, self._seq_len)
+        if begin != self._begin:
+            self._begin = begin
             self._cache.clear()
-        at = segment.start + self._cache.filled
+        at = begin + self._cache.filled
         unread_ST = np.zeros((self._cache.rows, segment.first + 1 - at), np.int64)
         for row, own in enumerate(ids):
             part = own[at : segment.first + 1]

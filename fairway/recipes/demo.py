@@ -65,7 +65,13 @@ def demo() -> Config:
         pack=PackConfig(codec="cabac", with_tokenizer=True),
         score=ScoreConfig(seq_len=128, truncate=False),
         ttt=TttConfig(
-            method="lora", lora_lr=0.003, lora_rank=32, lora_alpha=64.0, lora_chunks="32"
+            method="lora",
+            lora_lr=0.003,
+            lora_rank=32,
+            lora_alpha=64.0,
+            lora_chunks="32",
+            lora_logit_factor=0.95,
+            lora_frozen_share=0.4,
         ),
         mixture=MixtureConfig(experts="ppm match", base="lora"),
         prove=ProveConfig(bytes=8_000),

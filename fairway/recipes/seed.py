@@ -170,9 +170,11 @@ def best() -> Config:
         train=replace(proxy.train, operand_bits=4),
         ttt=replace(
             base.ttt,
-            lora_chunks="24",
-            lora_lr=6e-5,
+            lora_chunks="32",
+            lora_lr=2.5e-4,
             lora_factors="mlp 0.25 head 2",
+            lora_logit_factor=0.97,
+            lora_frozen_share=0.5,
             lora_phases=6,
             lr=0.015,
         ),
@@ -211,7 +213,14 @@ def best_600() -> Config:
             operand_bits=7,
         ),
         ttt=replace(
-            base.ttt, lora_chunks="48", lora_lr=1e-4, lora_factors="", lora_phases=0, lr=0.005
+            base.ttt,
+            lora_chunks="48",
+            lora_lr=1e-4,
+            lora_factors="",
+            lora_logit_factor=1.0,
+            lora_frozen_share=0.0,
+            lora_phases=0,
+            lr=0.005,
         ),
     )
 

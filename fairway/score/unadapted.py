@@ -4,8 +4,10 @@ Adapters help a document on average and harm it in places. The average of both p
 little where they help and saves much where they harm, so adapters may learn faster than alone
 (`ttt.lora_frozen_share`; docs/recipes.md). With a share of 0 nothing is computed here.
 
-Windows that begin with their document keep keys and values: only the tokens of a chunk are
-computed. Later windows are computed whole.
+Keys and values are kept, so only the tokens of a chunk are computed. A document that is longer than
+a window is read again from a later position, every quarter of a window; so these contexts are
+between three quarters of a window and a whole one. That makes 3 tokens for each, and whole windows
+for chunks of 32 out of 2,048 would make 64.
 
 Shapes: B documents, T positions of a window, C positions of a chunk, N positions of several
 documents, D width, V vocabulary.
@@ -30,12 +32,23 @@ def averaged(adapted: Tensor, unadapted: Tensor, share: float) -> Tensor:
     return torch.logaddexp(adapted + math.log1p(-share), unadapted + math.log(share))
 
 
+def read_from(start: int, at: int, seq_len: int) -> int:
+    """Return the position of a document from which the model itself reads it to predict a chunk
+    that begins `at` a position; the adapted model's window begins at `start`.
+
+    It follows from these positions alone, so a decoder reads the same.
+    """
+    step = max(seq_len // 4, start + seq_len - at) if start else 1
+    first = -(-start // step) * step
+    return first if first <= at else start
+
+
 class Unadapted:
     """The model beside a batch of documents, each in the slot of its adapters."""
 
     def __init__(self, model: GPT, seq_len: int, rows: int, rope: Rope, share: float) -> None:
         self.share, self.frozen = share, FrozenPredictor(model, seq_len, rope)
-        self._rows = rows
+        self._rows, self._begin = rows, 0
 
     @functools.cached_property
     def cache(self) -> Cache:
@@ -44,6 +57,7 @@ class Unadapted:
 
     def start(self) -> None:
         """Begin a batch: its documents are at their first positions."""
+        self._begin = 0
         if self.share:
             self.cache.clear()
 
@@ -60,28 +74,29 @@ class Unadapted:
     def chunk(self, ids_BT: IntArray, first: int, at: int) -> "Chunk":
         """Return the predictions of the windows' positions from `first` on, which is position `at`
         of every document."""
-        return Chunk(self, ids_BT, first, at)
+        return Chunk(self, ids_BT, at - first, at)
 
     @torch.no_grad()
-    def states(self, ids_BT: IntArray, first: int, at: int) -> Tensor:
-        """Return the final states of these positions, [B, C, D].
+    def states(self, ids_BT: IntArray, begin: int, at: int) -> Tensor:
+        """Return the final states of documents from position `at` on, [B, C, D].
 
-        What was not asked for since the batch began is read as well.
+        The tokens are those from position `begin` on. What was not asked for is read as well.
         """
-        if at != first:
-            return self.frozen.hidden(list(ids_BT))[:, first : ids_BT.shape[1]]
-        if self.cache.filled > first:
+        if begin != self._begin or begin + self.cache.filled > at:
+            self._begin = begin
             self.cache.clear()
         unread_BT = torch.from_numpy(ids_BT[:, self.cache.filled :])
-        return self.cache.read(unread_BT)[:, first - ids_BT.shape[1] :]
+        return self.cache.read(unread_BT)[:, at - begin - ids_BT.shape[1] :]
 
 
 class Chunk:
     """Averages the predictions of one chunk with those of the adapted model."""
 
-    def __init__(self, model: Unadapted, ids_BT: IntArray, first: int, at: int) -> None:
+    def __init__(self, model: Unadapted, ids_BT: IntArray, start: int, at: int) -> None:
         self._model, self._share = model, model.share
-        self._asked = ids_BT, first, at
+        begin = read_from(start, at, model.frozen.seq_len)
+        self._skipped = begin - start
+        self._asked = ids_BT[:, self._skipped :], begin, at
 
     @functools.cached_property
     def _states(self) -> Tensor:
@@ -106,7 +121,7 @@ class Chunk:
         """Return log p of all V tokens after a window's inputs, computed without the cache."""
         if not self._share:
             return adapted_V
-        frozen = self._model.frozen
+        frozen, ids = self._model.frozen, ids[self._skipped :]
         found_V = whole_row(frozen.model.logits(frozen.hidden([ids])[0, len(ids) - 1]))
         both = averaged(torch.from_numpy(adapted_V), torch.from_numpy(found_V), self._share)
         row_V: FloatArray = both.numpy()

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from fairway.base.arrays import FloatArray
 from fairway.base.errors import LedgerError
+from fairway.base.graphs import rounded_rows
 from fairway.config.checks import LORA_TARGETS
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.adapters import Adapters
 from fairway.model.paths import prepare
 from fairway.score import lora
 from fairway.score.adam import AdamW
-from fairway.score.adapting import adapting, rounded_length, rounded_rows
+from fairway.score.adapting import adapting, rounded_length
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text, Witness
 from fairway.score.lora import Documents, evaluate_lora

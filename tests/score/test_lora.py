@@ -23,6 +23,7 @@ from fairway.score.ledger import Ledger, Text, Witness
 from fairway.score.lora import DocumentDistribution, Documents, Lanes, evaluate_lora, phase_bounds
 from fairway.score.predictor import Context, Lesson
 from fairway.score.sgd import Sgd
+from fairway.score.unadapted import read_from
 from fairway.score.windows import Event, Window
 
 V, T = 260, 16
@@ -182,13 +183,33 @@ def test_the_model_itself_keeps_what_it_has_read_of_each_document() -> None:
     wanted = beside.frozen.hidden(list(ids))
     assert_close(beside.states(ids[:, :5], 0, 0), wanted[:, :5])
     found.keep((1, 2))
-    assert_close(beside.states(ids[[2, 1], :8], 5, 5), wanted[[2, 1], 5:8])
+    assert_close(beside.states(ids[[2, 1], :8], 0, 5), wanted[[2, 1], 5:8])
     assert beside.cache.filled == 8
     # Positions 8 to 10 were not asked for; what comes again is computed again.
-    assert_close(beside.states(ids[[2, 1], :14], 11, 11), wanted[[2, 1], 11:14])
-    assert_close(beside.states(ids[[2, 1], :14], 11, 11), wanted[[2, 1], 11:14])
-    # A window that begins later than its document knows nothing of what was read.
-    assert_close(beside.states(ids[[2, 1], :14], 11, 30), wanted[[2, 1], 11:14])
+    assert_close(beside.states(ids[[2, 1], :14], 0, 11), wanted[[2, 1], 11:14])
+    assert_close(beside.states(ids[[2, 1], :14], 0, 11), wanted[[2, 1], 11:14])
+    # From a later position on, nothing is known of what was read.
+    assert_close(beside.states(ids[[2, 1], :14], 20, 31), wanted[[2, 1], 11:14])
+    assert_close(beside.states(ids[[2, 1]], 20, 34), wanted[[2, 1], 14:])
+
+
+@pytest.mark.parametrize("seq_len", [16, 30, 2048])
+@pytest.mark.parametrize("chunk", [1, 2, 7, 16])
+def test_contexts_of_the_model_itself_are_three_quarters_of_a_window(
+    seq_len: int, chunk: int
+) -> None:
+    begins = set()
+    for at in range(0, 4 * seq_len, chunk):
+        start = max(0, at + chunk - seq_len)
+        begin = read_from(start, at, seq_len)
+        assert start <= begin <= at
+        if not start:
+            assert begin == 0
+        elif chunk <= seq_len // 4:
+            assert at + chunk - begin > seq_len - seq_len // 4
+        begins.add(begin)
+    if chunk <= seq_len // 4:
+        assert len(begins) <= 4 * seq_len // (seq_len // 4) + 1
 
 
 def test_without_a_share_the_model_itself_takes_no_memory() -> None:

@@ -295,6 +295,22 @@ def test_a_share_averages_probabilities_with_those_of_the_model_itself(
     assert not np.allclose(found, adapted, atol=1e-3)
 
 
+def test_the_model_itself_reads_a_long_document_again_every_quarter_of_a_window() -> None:
+    """In chunks of 2: from a multiple of 4, at most 16 tokens before the end of the chunk."""
+    config = replace(LORA, lora_chunks="2", lora_rank=1)
+    adapted = costs(evaluate_lora, config, text())
+    found = costs(evaluate_lora, replace(config, lora_frozen_share=0.5), text())
+    model, ids = alive(), torch.tensor(text().ids)
+    for p in (101, 115, 116, 117, 118, 119, 131, 200, 231):
+        end = (p - 100) // 2 * 2 + 2
+        start = 100 + max(0, -(-(end - T) // 4) * 4)
+        with torch.no_grad():
+            row = model.logits(_states(model, ids[start : p + 1])[-1]).double().log_softmax(0)
+        itself = -float(row[ids[p + 1]])
+        wanted = -np.log((np.exp(-adapted[p]) + np.exp(-itself)) / 2)
+        assert found[p] == pytest.approx(wanted, abs=1e-4), p
+
+
 def _states(model: GPT, ids_T: torch.Tensor) -> torch.Tensor:
     """Return states under the rotary table of a whole window."""
     padded_T = torch.zeros(T, dtype=torch.long)
