@@ -7,6 +7,7 @@ have so many are scored in chunks; after each chunk the adapters of a document t
 on it, as `fairway.score.lora` does. Fields of an arm, all numbers:
 
     chunk=48 rate=1e-4     tokens of a chunk, learning rate (0: the model does not learn)
+    factor=0.97            logits are multiplied by it
     kept=1 again=96        keys and values of earlier chunks stay as they were when those were
                            scored, and gradients do not reach them; all are computed again after
                            every so many tokens, without gradients
@@ -17,7 +18,8 @@ on it, as `fairway.score.lora` does. Fields of an arm, all numbers:
     inner=0.25             the rate of matrices A is so many times that of matrices B
     muon=1                 steps of matrices B are orthogonalised, of the size that AdamW's have
 
-Prints bits per byte, the difference to the first arm, its standard error over documents, seconds.
+Prints bits per byte, the difference to the first arm, its standard error over documents, the best
+average of probabilities with the first arm (difference, share of the first arm), seconds.
 Rank 96, alpha 144, decay 1, and the factors of `best`; float32, one thread.
 """
 
@@ -31,6 +33,7 @@ import numpy as np
 import torch
 from score import read_text, read_weights
 from torch import Tensor
+from ttt_arms import SHARES
 
 from fairway.api import model_from
 from fairway.config.checks import lora_factors
@@ -50,8 +53,8 @@ from fairway.train.rules import POLAR_EXPRESS, orthogonalise
 
 LENGTH, ROWS = 768, 4
 FIELDS = {
-    "chunk": 48.0, "rate": 1e-4, "kept": 0.0, "again": 0.0, "last": 0.0, "warm": 0.0, "fade": 0.0,
-    "beta1": 0.0, "inner": 1.0, "muon": 0.0,
+    "chunk": 48.0, "rate": 1e-4, "factor": 1.0, "kept": 0.0, "again": 0.0, "last": 0.0,
+    "warm": 0.0, "fade": 0.0, "beta1": 0.0, "inner": 1.0, "muon": 0.0,
 }  # fmt: skip
 
 
@@ -88,7 +91,8 @@ class Learner:
         best = recipe("best").ttt
         self.config = replace(best, lora_lr=arm["rate"])
         targets, rank, alpha = best.lora_targets.split(), best.lora_rank, best.lora_alpha
-        self.adapters = Adapters(model, targets, rank, alpha, lora_factors(best))
+        factors = lora_factors(best)
+        self.adapters = Adapters(model, targets, rank, alpha, factors, arm["factor"])
         self.adam = AdamW(self.config, self.adapters.zeros(len(ids_BT)))
         self.adam.start(len(ids_BT))
         drawn = self.adapters.drawn(torch.Generator().manual_seed(1))
@@ -104,7 +108,7 @@ class Learner:
         self.adapters.use(leaves)
         first = at if self.arm["kept"] else max(0, min(at, end - int(self.arm["last"])))
         states_BTD = self._states(at, end)[:, first - end :]
-        logits_BTV = self.model.logits(states_BTD, self.adapters.head(states_BTD))
+        logits_BTV = self.adapters.logits(states_BTD, self.adapters.head(states_BTD))
         targets_BT = self.ids_BT[:, first + 1 : end + 1, None]
         nats_BT = -logits_BTV.log_softmax(-1).gather(2, targets_BT)[:, :, 0]
         if self.arm["kept"]:
@@ -168,14 +172,22 @@ def arm_of(word: str) -> tuple[str, dict[str, float]]:
 
 
 def costs(model: GPT, arm: dict[str, float], ids_BT: Tensor) -> np.ndarray:
-    """Return the nats of every document."""
+    """Return the nats of every position, [B, LENGTH]."""
     chunk, found = int(arm["chunk"]), []
     with adapting(model):
         for first in range(0, len(ids_BT), ROWS):
             learner = Learner(model, arm, ids_BT[first : first + ROWS])
             bounds = [(at, min(at + chunk, LENGTH)) for at in range(0, LENGTH, chunk)]
-            found.append(torch.cat([learner.scored(*pair) for pair in bounds], 1).sum(1))
+            found.append(torch.cat([learner.scored(*pair) for pair in bounds], 1))
     return torch.cat(found).double().numpy()
+
+
+def averaged(nats_BT: np.ndarray, other_BT: np.ndarray) -> tuple[float, float]:
+    """Return the nats of the best average of both probabilities, and the share of the other."""
+    return min(
+        (-float(np.logaddexp(math.log1p(-s) - nats_BT, math.log(s) - other_BT).sum()), s)
+        for s in SHARES
+    )
 
 
 def main() -> None:
@@ -195,15 +207,18 @@ def main() -> None:
     plan = make_plan(RuntimeConfig(device="cpu", threads=1, dtype="float32"))
     plan.apply()
     model = model_from(*read_weights(chosen.weights), plan, True)
-    base = None
+    base_BT = None
     for name, arm in arms:
         start_s = time.perf_counter()
-        nats = costs(model, arm, torch.from_numpy(ids))
-        base = nats if base is None else base
-        apart = (nats - base) / (math.log(2) * text_bytes)
+        nats_BT = costs(model, arm, torch.from_numpy(ids)) / (math.log(2) * text_bytes)
+        base_BT = nats_BT if base_BT is None else base_BT
+        apart = (nats_BT - base_BT).sum(1)
         error = float(apart.std() * math.sqrt(len(apart)))
-        print(f"{name:20} {nats.sum() / math.log(2) / text_bytes:.5f}  {apart.sum():+.5f} "
-              f"({error:.5f})  {time.perf_counter() - start_s:.0f} s", flush=True)  # fmt: skip
+        unit = math.log(2) * text_bytes
+        both, share = averaged(nats_BT * unit, base_BT * unit)
+        print(f"{name:20} {nats_BT.sum():.5f}  {apart.sum():+.5f} ({error:.5f})  "
+              f"{both / unit - base_BT.sum():+.5f} ({share})  "
+              f"{time.perf_counter() - start_s:.0f} s", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
