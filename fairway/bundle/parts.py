@@ -59,6 +59,11 @@ PARTS = (
         ("fairway.score.adapting", "fairway.score.lora"),
     ),
     Part(
+        "ttt.lora_frozen_share",
+        lambda config: config.ttt.lora_frozen_share > 0,
+        ("fairway.model.cache",),
+    ),
+    Part(
         "ttt.method=sgd, mixture.base=sgd or ttt.lora_phases",
         _learns_by_sgd,
         ("fairway.score.sgd",),

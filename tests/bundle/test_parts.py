@@ -18,6 +18,7 @@ RUN = "`fairway run`"
 ASKED = {
     "mixture.experts": ({"mixture.experts=ppm"}, {"Helpers"}),
     "ttt.method=lora or mixture.base=lora": ({"ttt.method=lora"}, {"evaluate_lora", "Halving"}),
+    "ttt.lora_frozen_share": ({"ttt.lora_frozen_share=0.5"}, {"Cache", "attend_after"}),
     "ttt.method=sgd, mixture.base=sgd or ttt.lora_phases": ({"ttt.method=sgd"}, {"evaluate_sgd"}),
     "data.shuffle_documents": ({"data.shuffle_documents=true"}, {"document_starts"}),
     "quant.method=trellis": ({"quant.method=trellis"}, {"curvatures", "Encoder"}),
