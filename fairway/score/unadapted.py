@@ -5,9 +5,9 @@ little where they help and saves much where they harm, so adapters may learn fas
 (`ttt.lora_frozen_share`; docs/recipes.md). With a share of 0 nothing is computed here.
 
 Keys and values are kept, so only the tokens of a chunk are computed. A document that is longer than
-a window is read again from a later position, every quarter of a window; so these contexts are
-between three quarters of a window and a whole one. That makes 3 tokens for each, and whole windows
-for chunks of 32 out of 2,048 would make 64.
+a window is read again from a later position, every quarter of a window. Its contexts have between
+three quarters of a window and a whole one. So the model reads such a document about four times;
+with a whole window for every chunk it would read it 64 times (chunks of 32, windows of 2,048).
 
 Shapes: B documents, T positions of a window, C positions of a chunk, N positions of several
 documents, D width, V vocabulary.

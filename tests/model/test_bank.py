@@ -181,14 +181,15 @@ def test_an_evaluation_leaves_nothing_behind(
     prepare(model, dtype, attention, kernels)
     config = TttConfig(
         method="lora", lora_rank=4, lora_chunks="8", lora_documents=3, lora_phases=1,
-        chunk_tokens=32,
+        chunk_tokens=32, lora_frozen_share=0.3,
     )  # fmt: skip
     made = []
 
     class Seen(Documents):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
-            made.extend(map(weakref.ref, (self, self.way, self.adam.values[0])))
+            kept = self.unadapted, self.unadapted.cache
+            made.extend(map(weakref.ref, (self, self.way, self.adam.values[0], *kept)))
 
     monkeypatch.setattr(lora, "Documents", Seen)
     score = ScoreConfig(seq_len=16, stride=4, check_positions=4, truncate=False)
