@@ -49,7 +49,10 @@ def from_dict(values: dict[str, Any], kind: type[Any] = Config, path: str = "") 
     built: dict[str, Any] = {}
     for name in fields:
         if name not in values:
-            raise UserError(f"config field '{path}{name}' is missing; was the file cut short?")
+            raise UserError(
+                f"config field '{path}{name}' is missing; an older version of Fairway wrote this, "
+                "or it was edited; make it again"
+            )
         hint, value = hints[name], values[name]
         if dataclasses.is_dataclass(hint):
             built[name] = from_dict(value, typing.cast(type[Any], hint), f"{path}{name}.")

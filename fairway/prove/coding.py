@@ -140,11 +140,12 @@ def method_of(record: dict[str, Any]) -> Method:
     return method
 
 
-def _adapters_bytes(model: GPT, method: DocumentLora) -> int:
-    """Return the bytes of the adapters of one document."""
-    ttt = method.ttt
-    own = ttt.lora_targets, ttt.lora_rank
-    return adapters_bytes(model.config, way_of(model), model.looping, *own)
+def _learning_bytes(model: GPT, method: DocumentLora, positions: int) -> int:
+    """Return the bytes of one document's adapters, and of what the model itself keeps beside them
+    for so many positions."""
+    ttt, sizes = method.ttt, (model.config, way_of(model), model.looping)
+    own = adapters_bytes(*sizes, ttt.lora_targets, ttt.lora_rank)
+    return own + (cached_bytes(*sizes, positions) if ttt.lora_frozen_share else 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,7 +173,7 @@ class Session:
         config, way = model.config, way_of(model)
         wanted = coding(config, way, model.looping, room, MAX_STREAMS)
         if isinstance(method, DocumentLora):
-            own = _adapters_bytes(model, method)
+            own = _learning_bytes(model, method, room)
             wanted = replace(wanted, each=wanted.each + own)
         # The planned need includes the weights, which are in memory already.
         free = free_bytes(model.tok_emb.weight.device) + weight_bytes(config)
@@ -238,7 +239,7 @@ class Session:
         sizes = model.config, way_of(model), model.looping
         needed_bytes = rows * cached_bytes(*sizes, positions)
         if isinstance(method, DocumentLora):
-            needed_bytes += method.ttt.lora_documents * _adapters_bytes(model, method)
+            needed_bytes += method.ttt.lora_documents * _learning_bytes(model, method, positions)
         if needed_bytes > room.bytes:
             raise UserError(
                 f"{rows} streams side by side need {units.megabytes(needed_bytes)} of memory "

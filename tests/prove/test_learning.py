@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from damage import run_command
 
 from fairway.base.errors import UserError
+from fairway.base.room import Room
 from fairway.config.settings import RuntimeConfig, TttConfig
 from fairway.data.documents import Document
+from fairway.model.need import cached_bytes, way_of
+from fairway.prove import coding
 from fairway.prove.coding import Method, Session, Sliding, method_named, method_record, open_session
 from fairway.prove.container import PROOF, coded_file, open_coded, open_file
 from fairway.prove.learning import ChunkSgd, DocumentLora
@@ -235,3 +239,23 @@ def test_a_fresh_process_learns_the_same(
     assert Path("back.jsonl").read_bytes() == written([d.text for d in SHORT])
     code, _, err = run_command(f"{words} --set score.stride=4".split(), capsys, monkeypatch)
     assert code == 2 and "for an artifact, set only runtime, ttt, mixture" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's memory is asked in another place")
+def test_rows_that_do_not_fit_into_memory_are_refused(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model itself beside adapters needs keys and values as the adapted one does."""
+    session = open_session(artifact, None, coding_plan(RUNTIME))
+    needs = []
+    for share in (0.0, 0.4):
+        method = replace(LORA, ttt=replace(LORA.ttt, lora_frozen_share=share))
+        monkeypatch.setattr(coding, "host_room", lambda: Room(1))
+        with pytest.raises(UserError, match="2 streams side by side need (.*) MB of mem") as told:
+            session._check_memory(method, 2, 4096)
+        needs.append(float(str(told.value).split(" need ")[1].split(" MB")[0]))
+        monkeypatch.setattr(coding, "host_room", lambda: Room(10**12))
+        session._check_memory(method, 2, 4096)
+    model = session.language.model
+    kept = cached_bytes(model.config, way_of(model), model.looping, 4096)
+    assert needs[1] - needs[0] == pytest.approx(2 * kept / 1e6, abs=0.2)
