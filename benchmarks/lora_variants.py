@@ -33,9 +33,10 @@ import numpy as np
 import torch
 from score import read_text, read_weights
 from torch import Tensor
-from ttt_arms import SHARES
+from ttt_arms import averages
 
 from fairway.api import model_from
+from fairway.base.units import bits_per_byte
 from fairway.config.checks import lora_factors
 from fairway.config.settings import RuntimeConfig
 from fairway.data.tokens import Tokenizer
@@ -182,14 +183,6 @@ def costs(model: GPT, arm: dict[str, float], ids_BT: Tensor) -> np.ndarray:
     return torch.cat(found).double().numpy()
 
 
-def averaged(nats_BT: np.ndarray, other_BT: np.ndarray) -> tuple[float, float]:
-    """Return the nats of the best average of both probabilities, and the share of the other."""
-    return min(
-        (-float(np.logaddexp(math.log1p(-s) - nats_BT, math.log(s) - other_BT).sum()), s)
-        for s in SHARES
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", type=Path)
@@ -210,14 +203,15 @@ def main() -> None:
     base_BT = None
     for name, arm in arms:
         start_s = time.perf_counter()
-        nats_BT = costs(model, arm, torch.from_numpy(ids)) / (math.log(2) * text_bytes)
+        nats_BT = costs(model, arm, torch.from_numpy(ids))
         base_BT = nats_BT if base_BT is None else base_BT
-        apart = (nats_BT - base_BT).sum(1)
+        apart = (nats_BT - base_BT).sum(1) / (math.log(2) * text_bytes)
         error = float(apart.std() * math.sqrt(len(apart)))
-        unit = math.log(2) * text_bytes
-        both, share = averaged(nats_BT * unit, base_BT * unit)
-        print(f"{name:20} {nats_BT.sum():.5f}  {apart.sum():+.5f} ({error:.5f})  "
-              f"{both / unit - base_BT.sum():+.5f} ({share})  "
+        both = averages(nats_BT, base_BT, text_bytes)
+        share = min(both, key=both.__getitem__)
+        bpb, first = (bits_per_byte(costs.sum(), text_bytes) for costs in (nats_BT, base_BT))
+        print(f"{name:20} {bpb:.5f}  {apart.sum():+.5f} ({error:.5f})  "
+              f"{both[share] - first:+.5f} ({share})  "
               f"{time.perf_counter() - start_s:.0f} s", flush=True)  # fmt: skip
 
 

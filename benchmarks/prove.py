@@ -25,7 +25,7 @@ from fairway.base.timing import settle
 from fairway.base.units import nats_to_bits
 from fairway.config.settings import RuntimeConfig
 from fairway.data.pieces import Packer
-from fairway.model.cache import Cache, Recorded
+from fairway.model.cache import Cache, Single
 from fairway.prove import walk
 from fairway.prove.archive import decompress, header_of
 from fairway.prove.coder import Decoder, Encoder
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--unrecorded", action="store_true")
     arguments = parser.parse_args()
     if arguments.unrecorded:
-        Recorded.read = lambda self, cache, ids_S1: cache._states(ids_S1, slice(None))  # type: ignore
+        Single.read = lambda self, cache, ids_S1: cache._states(ids_S1, slice(None))  # type: ignore
     data = arguments.text.read_bytes()[: int(arguments.bytes)]
     parts = Parts()
     with parts.part("loading"):

@@ -32,6 +32,7 @@ from score import read_text, read_weights
 
 from fairway.api import model_from
 from fairway.base.errors import UserError
+from fairway.base.units import bits_per_byte
 from fairway.config.checks import check_ttt
 from fairway.config.overrides import override
 from fairway.config.settings import Config, RuntimeConfig
@@ -44,6 +45,7 @@ from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score, Text, Witness
 from fairway.score.lora import evaluate_unlearned
 from fairway.score.predictor import Receipt
+from fairway.score.unadapted import averaged
 from fairway.score.ways import evaluate
 
 ARMS = [
@@ -84,14 +86,13 @@ def beside(nats: np.ndarray, base: np.ndarray, text: Text) -> tuple[float, float
     return float(apart.sum()), float(np.std(apart) * math.sqrt(len(apart)))
 
 
-def averages(nats: np.ndarray, unlearned: np.ndarray, text: Text) -> dict[str, float]:
+def averages(nats: np.ndarray, unlearned: np.ndarray, text_bytes: int) -> dict[float, float]:
     """Return bits per byte of averages of both probabilities, by the share of the unlearned."""
-    bits = math.log(2.0) * text.text_bytes
-    mixed = {
-        share: -np.logaddexp(math.log1p(-share) - nats, math.log(share) - unlearned)
-        for share in SHARES
+    learned_N, unlearned_N = (torch.from_numpy(-costs.ravel()) for costs in (nats, unlearned))
+    both = {share: averaged(learned_N, unlearned_N, share) for share in SHARES}
+    return {
+        share: bits_per_byte(-float(found_N.sum()), text_bytes) for share, found_N in both.items()
     }
-    return {str(share): float(costs.sum() / bits) for share, costs in mixed.items()}
 
 
 class Bench:
@@ -156,6 +157,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="lines of JSON are added to this file")
     parser.add_argument("--device", default="auto")
     chosen = parser.parse_args()
+    if chosen.after and chosen.form is None:
+        parser.error("--after needs --form; name the tokenizer itself if the text has its form")
     start_s = time.perf_counter()
     config = override(recipe(chosen.recipe), [*chosen.set, "ttt.method=lora"])
     arms = [("base", list[str]()), *map(arm_of, chosen.arm or ARMS)]
@@ -206,7 +209,7 @@ def main() -> None:
             "arm": name, "settings": " ".join(changes), "bpb": found.bpb, "to_base": apart,
             "to_base_se": error_bpb, **{n: bpb - found.bpb for n, bpb in frozen.items()},
             "us": 1e6 * seconds / bench.targets, "peak_gb": peak, "kept_gb": kept,
-            "averages": averages(nats, unlearned, text), "row_error_nats":
+            "averages": averages(nats, unlearned, text.text_bytes), "row_error_nats":
             found.worst_row_error_nats, "targets": bench.targets, "plan": plan.describe(),
             "torch": torch.__version__,
         }  # fmt: skip

@@ -82,7 +82,7 @@ class TttConfig:
     )
     lora_frozen_share: float = opt(
         0.0,
-        "Share of the model without adapters in predictions, averages of probabilities (lora).",
+        "Predictions average probabilities: this share is the model's without adapters (lora).",
         lo=0.0,
         hi=0.99,
     )

@@ -398,6 +398,14 @@ def cached_bytes(config: ModelConfig, way: Way, looping: bool, room: int) -> int
     return 2 * len(_looped(config, looping)) * W * room * way.itemsize
 
 
+def unadapted_bytes(
+    config: ModelConfig, way: Way, looping: bool, lora: TttConfig, room: int
+) -> int:
+    """Return the bytes that the model itself keeps beside a document's adapters, 0 without a
+    share."""
+    return cached_bytes(config, way, looping, room) if lora.lora_frozen_share else 0
+
+
 def coding(config: ModelConfig, way: Way, looping: bool, room: int, most: int) -> Need:
     """Return the memory for parallel streams of up to `room` positions each.
 

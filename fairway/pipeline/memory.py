@@ -82,9 +82,8 @@ def _adapting(
     found = need.learning_documents(
         model, way, looping, config.ttt, length, lanes, held, free_bytes
     )
-    if config.ttt.lora_frozen_share:
-        kept = config.ttt.lora_documents * need.cached_bytes(model, way, looping, T)
-        found = replace(found, fixed=found.fixed + kept)
+    kept = config.ttt.lora_documents * need.unadapted_bytes(model, way, looping, config.ttt, T)
+    found = replace(found, fixed=found.fixed + kept)
     return found if ids is not None else replace(found, units="documents as long as a window")
 
 
@@ -114,11 +113,11 @@ def _coding(config: Config, plan: Plan, looping: bool) -> Need:
     # A token stands for three bytes or more.
     guessed = default_streams(prove.bytes // 3, score.seq_len, plan.device, 1024)
     rows = {"sliding": guessed, "lora": config.ttt.lora_documents}.get(prove.method, 1)
-    found = need.coding(config.model, plan.way(), looping, score.seq_len, rows)
-    if prove.method != "lora" or not config.ttt.lora_frozen_share:
+    sizes = config.model, plan.way(), looping
+    found = need.coding(*sizes, score.seq_len, rows)
+    if prove.method != "lora":
         return found
-    # The unadapted model has keys and values of its own.
-    kept = need.cached_bytes(config.model, plan.way(), looping, score.seq_len)
+    kept = need.unadapted_bytes(*sizes, config.ttt, score.seq_len)
     return replace(found, each=found.each + kept)
 
 

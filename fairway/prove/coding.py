@@ -24,7 +24,14 @@ from fairway.config.written import from_dict, to_dict
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import Plan
 from fairway.model.gpt import GPT
-from fairway.model.need import adapters_bytes, cached_bytes, coding, way_of, weight_bytes
+from fairway.model.need import (
+    adapters_bytes,
+    cached_bytes,
+    coding,
+    unadapted_bytes,
+    way_of,
+    weight_bytes,
+)
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header, padded
 from fairway.prove.helping import WithExperts
@@ -145,7 +152,7 @@ def _learning_bytes(model: GPT, method: DocumentLora, positions: int) -> int:
     for so many positions."""
     ttt, sizes = method.ttt, (model.config, way_of(model), model.looping)
     own = adapters_bytes(*sizes, ttt.lora_targets, ttt.lora_rank)
-    return own + (cached_bytes(*sizes, positions) if ttt.lora_frozen_share else 0)
+    return own + unadapted_bytes(*sizes, ttt, positions)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from fairway.base.arrays import IntArray
 from fairway.base.floats import double
-from fairway.model.cache import Cache
 from fairway.model.gpt import GPT
 from fairway.prove.walk import Course, Segment
-from fairway.score.unadapted import averaged, read_from
+from fairway.score.unadapted import Reading, averaged, read_from
 
 
 class UnadaptedWalk:
@@ -22,33 +21,25 @@ class UnadaptedWalk:
     0."""
 
     def __init__(self, model: GPT, course: Course, share: float) -> None:
-        self._model, self._share = model, share
-        self._seq_len, self._begin = course.seq_len, 0
+        self._model, self._share, self._seq_len = model, share, course.seq_len
         self._unread_ST: Tensor | None = None
         if share:
-            self._cache = Cache(model, course.rows, course.seq_len, course.room(), steady=True)
+            self._reading = Reading(model, course.rows, course.seq_len, course.room())
 
     def begin(self) -> None:
         """Begin streams: the weights may have changed."""
-        self._begin = 0
         if self._share:
-            self._cache.clear()
+            self._reading.start()
 
     def enter(self, segment: Segment, ids: Sequence[IntArray]) -> None:
-        """Begin a segment; `ids` are the tokens of every row so far, its BOS first.
-
-        It may continue the one before.
-        """
+        """Begin a segment; `ids` are the tokens of every row so far, its BOS first."""
         if not self._share:
             return
         begin = read_from(segment.start, segment.first, self._seq_len)
-        if begin != self._begin:
-            self._begin = begin
-            self._cache.clear()
-        at = begin + self._cache.filled
-        unread_ST = np.zeros((self._cache.rows, segment.first + 1 - at), np.int64)
+        at, end = self._reading.unread(begin, segment.first), segment.first + 1
+        unread_ST = np.zeros((self._reading.cache.rows, end - at), np.int64)
         for row, own in enumerate(ids):
-            part = own[at : segment.first + 1]
+            part = own[at:end]
             unread_ST[row, : len(part)] = part
         self._unread_ST = torch.from_numpy(unread_ST)
 
@@ -58,5 +49,5 @@ class UnadaptedWalk:
             return log_probs_SV
         ids_ST = previous_S[:, None] if self._unread_ST is None else self._unread_ST
         self._unread_ST = None
-        logits_SV = double(self._model.logits(self._cache.last(ids_ST)))
+        logits_SV = double(self._model.logits(self._reading.cache.last(ids_ST)))
         return averaged(log_probs_SV, logits_SV.log_softmax(-1), self._share)

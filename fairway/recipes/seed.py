@@ -189,6 +189,7 @@ def best_600() -> Config:
     learning rates, NorMuon and cautious decay as well. Measured once (docs/recipes.md).
     """
     base = best()
+    eight = best_8()
     return replace(
         base,
         recipe="best_600",
@@ -212,16 +213,8 @@ def best_600() -> Config:
             micro_tokens=147_456,
             operand_bits=7,
         ),
-        ttt=replace(
-            base.ttt,
-            lora_chunks="48",
-            lora_lr=1e-4,
-            lora_factors="",
-            lora_logit_factor=1.0,
-            lora_frozen_share=0.0,
-            lora_phases=0,
-            lr=0.005,
-        ),
+        # Those with which it was measured.
+        ttt=eight.ttt,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fairway.base.graphs import recording, rounded_rows
+from fairway.base.graphs import recording
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
@@ -137,6 +137,12 @@ class Plain:
 
 # ---------------------------------------------------------------------------------------------
 # With GPU kernels
+
+
+def rounded_rows(rows: int, most: int) -> int:
+    """Return the number of rows to compute: the next power of two, or three quarters of it."""
+    power = 1 << (rows - 1).bit_length()
+    return min(most, power * 3 // 4 if rows <= power * 3 // 4 else power)
 
 
 def rounded_length(length: int, seq_len: int) -> int:

@@ -43,33 +43,53 @@ def read_from(start: int, at: int, seq_len: int) -> int:
     return first if first <= at else start
 
 
+class Reading:
+    """Keys and values of documents side by side, which are read from a common position on."""
+
+    def __init__(self, model: GPT, rows: int, seq_len: int, room: int | None = None) -> None:
+        self.cache = Cache(model, rows, seq_len, room, steady=True)
+        self._begin = 0
+
+    def start(self) -> None:
+        """Begin other documents, or the same ones with other weights."""
+        self._begin = 0
+        self.cache.clear()
+
+    def unread(self, begin: int, at: int) -> int:
+        """Return the first position to read for a prediction after position `at`, if documents are
+        read from `begin` on. What was read from another position on, or beyond `at`, is dropped."""
+        if begin != self._begin or begin + self.cache.filled > at:
+            self._begin = begin
+            self.cache.clear()
+        return begin + self.cache.filled
+
+
 class Unadapted:
     """The model beside a batch of documents, each in the slot of its adapters."""
 
     def __init__(self, model: GPT, seq_len: int, rows: int, rope: Rope, share: float) -> None:
         self.share, self.frozen = share, FrozenPredictor(model, seq_len, rope)
-        self._rows, self._begin = rows, 0
+        self._rows = rows
 
     @functools.cached_property
-    def cache(self) -> Cache:
+    def reading(self) -> Reading:
         """Return the keys and values of all documents; the first call takes the memory."""
-        return Cache(self.frozen.model, self._rows, self.frozen.seq_len, steady=True)
+        return Reading(self.frozen.model, self._rows, self.frozen.seq_len)
 
     def start(self) -> None:
         """Begin a batch: its documents are at their first positions."""
-        self._begin = 0
         if self.share:
-            self.cache.clear()
+            self.reading.start()
 
     def skip(self, count: int) -> None:
         """Take so many positions as read, without their values: to time the chunk after them."""
         if self.share:
-            self.cache.filled = count
+            self.reading.cache.filled = count
 
     def move(self, source: int, target: int) -> None:
         """Let a document take the slot of another one."""
         if self.share:
-            self.cache.move(source, target)
+            self.reading.cache.move(source, target)
 
     def chunk(self, ids_BT: IntArray, first: int, at: int) -> "Chunk":
         """Return the predictions of the windows' positions from `first` on, which is position `at`
@@ -82,11 +102,8 @@ class Unadapted:
 
         The tokens are those from position `begin` on. What was not asked for is read as well.
         """
-        if begin != self._begin or begin + self.cache.filled > at:
-            self._begin = begin
-            self.cache.clear()
-        unread_BT = torch.from_numpy(ids_BT[:, self.cache.filled :])
-        return self.cache.read(unread_BT)[:, at - begin - ids_BT.shape[1] :]
+        unread_BT = torch.from_numpy(ids_BT[:, self.reading.unread(begin, at) - begin :])
+        return self.reading.cache.read(unread_BT)[:, at - begin - ids_BT.shape[1] :]
 
 
 class Chunk:

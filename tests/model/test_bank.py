@@ -16,14 +16,13 @@ from torch import Tensor
 
 from fairway.base.arrays import FloatArray
 from fairway.base.errors import LedgerError
-from fairway.base.graphs import rounded_rows
 from fairway.config.checks import LORA_TARGETS
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.adapters import Adapters
 from fairway.model.paths import prepare
 from fairway.score import lora
 from fairway.score.adam import AdamW
-from fairway.score.adapting import adapting, rounded_length
+from fairway.score.adapting import adapting, rounded_length, rounded_rows
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text, Witness
 from fairway.score.lora import Documents, evaluate_lora
@@ -188,7 +187,7 @@ def test_an_evaluation_leaves_nothing_behind(
     class Seen(Documents):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
-            kept = self.unadapted, self.unadapted.cache
+            kept = self.unadapted, self.unadapted.reading.cache
             made.extend(map(weakref.ref, (self, self.way, self.adam.values[0], *kept)))
 
     monkeypatch.setattr(lora, "Documents", Seen)

@@ -184,7 +184,7 @@ def test_the_model_itself_keeps_what_it_has_read_of_each_document() -> None:
     assert_close(beside.states(ids[:, :5], 0, 0), wanted[:, :5])
     found.keep((1, 2))
     assert_close(beside.states(ids[[2, 1], :8], 0, 5), wanted[[2, 1], 5:8])
-    assert beside.cache.filled == 8
+    assert beside.reading.cache.filled == 8
     # Positions 8 to 10 were not asked for; what comes again is computed again.
     assert_close(beside.states(ids[[2, 1], :14], 0, 11), wanted[[2, 1], 11:14])
     assert_close(beside.states(ids[[2, 1], :14], 0, 11), wanted[[2, 1], 11:14])
@@ -215,7 +215,7 @@ def test_contexts_of_the_model_itself_are_three_quarters_of_a_window(
 def test_without_a_share_the_model_itself_takes_no_memory() -> None:
     found, dist, _ = predicted()
     dist.log_prob(np.arange(9)), dist.tables(0, 9), dist.row(24)
-    assert "cache" not in vars(found.unadapted)
+    assert "reading" not in vars(found.unadapted)
 
 
 def test_what_is_certain_costs_nothing() -> None:
