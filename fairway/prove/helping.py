@@ -108,7 +108,6 @@ class ExpertLearner:
 
     def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
         """Return the mixture's log-probabilities, on the CPU."""
-        log_probs_SV = self._base.mixed(active_A, previous_S, log_probs_SV)
         self._previous, self._log_probs_SV = previous_S.tolist(), log_probs_SV.cpu()
         mixed_SV = self._log_probs_SV.clone()
         for row in active_A.tolist():
