@@ -10,6 +10,15 @@ import torch
 from fairway.base.memory import untaken_bytes
 
 
+def rounded_rows(rows: int, most: int) -> int:
+    """Return the number of rows to compute: the next power of two, or three quarters of it.
+
+    So a few recordings serve all numbers of rows.
+    """
+    power = 1 << (rows - 1).bit_length()
+    return min(most, power * 3 // 4 if rows <= power * 3 // 4 else power)
+
+
 @contextmanager
 def recording(
     pool: Any = None, stream: Any = None, room_bytes: float = float("inf")

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairway.base.graphs import recording
+from fairway.base.graphs import recording, rounded_rows
 from fairway.model.attention import Attention
 from fairway.model.block import Adapters, Attending, Walk
 from fairway.model.gpt import GPT, rope_table
-from fairway.model.need import AT_ONCE
+from fairway.model.need import AT_ONCE, passing_bytes, way_of
 from fairway.model.seen import ALL, Seen
 
 _ALL = slice(None)
@@ -38,7 +38,7 @@ class Cache:
     equal those of a window padded to that length. The cache does not change the model. The model's
     weights may change if `clear` is called before further reading, but its looping state and dtype
     must stay. If weights only change in place and there are no adapters, the cache may be `steady`:
-    it then reads many tokens some rows at a time and, on a GPU, single tokens by recorded launches.
+    it then reads many tokens some rows at a time and, on a GPU, few tokens by recorded launches.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Cache:
         self.filled = 0
         # Adapters for all rows; with them, all rows must be read together.
         self.adapters: Adapters | None = None
-        self.single = Single(self) if steady and weight.is_cuda else None
+        self.recorded = Recorded(self) if steady and weight.is_cuda else None
 
     def clear(self) -> None:
         """Drop everything; the next token is at the first position."""
@@ -95,8 +95,9 @@ class Cache:
                 f"{self.rows} rows of {self.room}"
             )
         ids_BT = ids_BT.to(self.device)
-        if T == 1 and self.filled and self.single is not None and self.rows == B:
-            yield self.single.read(self, ids_BT)
+        few = self.filled and T <= Recorded.TOKENS
+        if few and self.recorded is not None:
+            yield self.recorded.read(self, ids_BT)
         else:
             # Adapters have a part for every row, so all rows are read at once.
             count = max(1, AT_ONCE // T) if self.steady else B
@@ -114,10 +115,10 @@ class Cache:
         attending = self.attending(self._attend, rows)
         return self.model.states(x_BTD, Walk(rope, self.adapters, attending))
 
-    def rope_at(self, at_1: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rotary table of one position, whose number is on the device."""
+    def rope_at(self, at_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rotary table of positions whose numbers are on the device."""
         cos_LR, sin_LR = self._rope
-        return cos_LR.index_select(0, at_1), sin_LR.index_select(0, at_1)
+        return cos_LR.index_select(0, at_T), sin_LR.index_select(0, at_T)
 
     def _embedded(self, ids_BT: Tensor, last_B1: Tensor) -> Tensor:
         if not self.filled:
@@ -153,65 +154,90 @@ class Cache:
         return attend_after(q_BHTK, k_BGNK, v_BGNK, seen.window)
 
 
-class Single:
-    """Reads one token per row with launches that do not depend on the position.
+class Recorded:
+    """Reads a few tokens per row with launches that do not depend on the position.
 
     Such launches can be recorded: 17 visits of small products take a GPU far less time than their
     launches. The position is a number on the device, and queries attend to whole stretches of the
-    cache under a mask. Each stretch is first run normally and then recorded as a CUDA graph. The
-    cache is passed to every call; a stored reference would form a cycle, which Python frees late.
+    cache under a mask. The number of rows is rounded up to a few; the rows beyond are not in use,
+    so their values do not matter. Every size first runs normally and then is recorded as a CUDA
+    graph. The cache is passed to every call; a stored reference would form a cycle, which Python
+    frees late.
     """
 
-    STRETCH = 256
+    # Positions of a stretch, and the most tokens that are read in this way.
+    STRETCH, TOKENS = 256, 64
 
     def __init__(self, cache: Cache) -> None:
-        config, device = cache.model.config, cache.device
-        self._ids_S2 = torch.zeros(cache.rows, 2, dtype=torch.long, device=device)
+        device = cache.device
         self._at_1 = torch.zeros(1, dtype=torch.long, device=device)
         self._places_L = torch.arange(cache.room, device=device)
-        self._states_S1D = torch.empty(
-            cache.rows, 1, config.dim, dtype=cache.model.compute_dtype, device=device
-        )
-        self._graphs: dict[int, Any] = {}
+        # By (rows, tokens): the tokens with the one before them, and the final states.
+        self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._graphs: dict[tuple[int, int, int], Any] = {}
         # Graphs run one at a time, so they may share intermediate memory.
         self._shared: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
-    def read(self, cache: Cache, ids_S1: Tensor) -> Tensor:
-        """Return the normalised final states of the next token of every row, [S, 1, D]."""
-        self._ids_S2[:, 1:] = ids_S1
-        self._ids_S2[:, :1] = cache.last_S1
+    def read(self, cache: Cache, ids_BT: Tensor) -> Tensor:
+        """Return the normalised final states of the next tokens of the first rows, [B, T, D]."""
+        B, T = ids_BT.shape
+        rows = rounded_rows(B, cache.rows)
+        ids_PU, states_PTD = self._table(cache, rows, T)
+        ids_PU[:B, 1:] = ids_BT
+        ids_PU[:B, :1] = cache.last_S1[:B]
         self._at_1.fill_(cache.filled)
-        stretch = min(cache.room, -(-(cache.filled + 1) // self.STRETCH) * self.STRETCH)
-        if stretch not in self._graphs:
-            self._graphs[stretch] = None
-            self._compute(cache, stretch)
-        elif not ids_S1.is_cuda:
-            self._compute(cache, stretch)
+        stretch = min(cache.room, -(-(cache.filled + T) // self.STRETCH) * self.STRETCH)
+        size = rows, T, stretch
+        if size not in self._graphs:
+            self._graphs[size] = None
+            self._compute(cache, *size)
+        elif not ids_BT.is_cuda:
+            self._compute(cache, *size)
         else:
-            if self._graphs[stretch] is None:
-                with recording(self._shared) as self._graphs[stretch]:
-                    self._compute(cache, stretch)
-            self._graphs[stretch].replay()
-        return self._states_S1D.clone()
+            if self._graphs[size] is None:
+                room_bytes = 2 * rows * read_bytes(cache.model, T, stretch)
+                with recording(self._shared, room_bytes=room_bytes) as self._graphs[size]:
+                    self._compute(cache, *size)
+            self._graphs[size].replay()
+        return states_PTD[:B].clone()
 
-    def _compute(self, cache: Cache, stretch: int) -> None:
-        rope = cache.rope_at(self._at_1)
-        hidden_N = self._places_L[:stretch] > self._at_1
+    def _table(self, cache: Cache, rows: int, count: int) -> tuple[Tensor, Tensor]:
+        if (rows, count) not in self._tables:
+            ids_PU = torch.zeros(rows, count + 1, dtype=torch.long, device=cache.device)
+            width, dtype = cache.model.config.dim, cache.model.compute_dtype
+            states_PTD = torch.empty(rows, count, width, dtype=dtype, device=cache.device)
+            self._tables[rows, count] = ids_PU, states_PTD
+        return self._tables[rows, count]
 
-        def attend(kept_2SGLK: Tensor, plain: Attention, *new: Tensor, seen: Seen = ALL) -> Tensor:
-            q_SH1K, k_SG1K, v_SG1K = new
-            for kept_SGLK, new_SG1K in zip(kept_2SGLK, (k_SG1K, v_SG1K), strict=True):
-                kept_SGLK.index_copy_(2, self._at_1, new_SG1K)
-            k_SGNK, v_SGNK = kept_2SGLK[:, :, :, :stretch]
+    def _compute(self, cache: Cache, rows: int, count: int, stretch: int) -> None:
+        ids_PU, states_PTD = self._tables[rows, count]
+        at_T = self._at_1 + self._places_L[:count]
+        rope = cache.rope_at(at_T)
+        places_N = self._places_L[:stretch]
+        hidden_TN = places_N > at_T[:, None]
+
+        def attend(kept_2PGLK: Tensor, plain: Attention, *new: Tensor, seen: Seen = ALL) -> Tensor:
+            q_PHTK, k_PGTK, v_PGTK = new
+            for kept_PGLK, new_PGTK in zip(kept_2PGLK, (k_PGTK, v_PGTK), strict=True):
+                kept_PGLK.index_copy_(2, at_T, new_PGTK)
+            k_PGNK, v_PGNK = kept_2PGLK[:, :, :, :stretch]
             if not seen.window:
-                return attend_to(q_SH1K, k_SGNK, v_SGNK, hidden_N)
-            passed_N = self._places_L[:stretch] <= self._at_1 - seen.window
-            return attend_to(q_SH1K, k_SGNK, v_SGNK, hidden_N | passed_N)
+                return attend_to(q_PHTK, k_PGNK, v_PGNK, hidden_TN)
+            passed_TN = places_N <= at_T[:, None] - seen.window
+            return attend_to(q_PHTK, k_PGNK, v_PGNK, hidden_TN | passed_TN)
 
         # SmearGate uses the previous token.
-        x_S1D = cache.model.embedded(self._ids_S2)[:, 1:]
-        given = Walk(rope, attending=cache.attending(attend))
-        self._states_S1D.copy_(cache.model.states(x_S1D, given))
+        x_PTD = cache.model.embedded(ids_PU)[:, 1:]
+        given = Walk(rope, attending=cache.attending(attend, slice(rows)))
+        states_PTD.copy_(cache.model.states(x_PTD, given))
+
+
+def read_bytes(model: GPT, count: int, stretch: int) -> float:
+    """Return the bytes for reading some tokens of a row after others, up to a stretch of them."""
+    config = model.config
+    # Scores, masked scores and weights of one visit at a time.
+    scores = 3 * config.num_heads * stretch * model.compute_dtype.itemsize
+    return count * (passing_bytes(config, way_of(model), model.looping, 1) + scores)
 
 
 def attend_after(q_SHTK: Tensor, k_SGNK: Tensor, v_SGNK: Tensor, window: int = 0) -> Tensor:

@@ -74,6 +74,9 @@ class Operations:
 
     fused = False
 
+    def renew(self) -> None:
+        """Compute copies of changed parameters again; there are none here."""
+
     def watched(self, tell: Tell) -> "Operations":
         """Return the same steps, which report the inputs of layers to `tell` where they bypass
         `forward`."""

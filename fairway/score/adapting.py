@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fairway.base.graphs import recording
+from fairway.base.graphs import recording, rounded_rows
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
@@ -139,12 +139,6 @@ class Plain:
 # With GPU kernels
 
 
-def rounded_rows(rows: int, most: int) -> int:
-    """Return the number of rows to compute: the next power of two, or three quarters of it."""
-    power = 1 << (rows - 1).bit_length()
-    return min(most, power * 3 // 4 if rows <= power * 3 // 4 else power)
-
-
 def rounded_length(length: int, seq_len: int) -> int:
     """Return the length of windows to compute: a quarter more at most beyond 64, by 16 to 256."""
     step = 16
@@ -169,7 +163,7 @@ class Fused:
         self._fused_step = importlib.import_module("fairway.score.fused_adam").fused_step
         self.adam, self.adapters = adam, adapters
         self.bank = gpu.Bank(adapters, adam.values[0].shape[1])
-        self._factors: list[Tensor | None] = []
+        self._factors = self.bank.factors()
         self._versions: tuple[int, ...] = ()
         self._shapes: dict[tuple[int, Size], _Shape] = {}
         self._shape: _Shape | None = None
@@ -184,12 +178,17 @@ class Fused:
     def renew(self) -> None:
         """Make the copies again; B is zero at first, and its copy too.
 
-        Graphs contain addresses of tensors that are made from the model's weights.
+        Recordings contain addresses of tensors that are made from the model's weights, so these are
+        computed again in place.
         """
-        versions = tuple(weight._version for weight in self.adapters.model.parameters())
+        model = self.adapters.model
+        versions = tuple(weight._version for weight in model.parameters())
         if versions != self._versions:
-            self._versions, self._factors = versions, self.bank.factors()
-            self.release()
+            self._versions = versions
+            model.operations.renew()
+            for kept, factor in zip(self._factors, self.bank.factors(), strict=True):
+                if kept is not None and factor is not None:
+                    kept.copy_(factor)
         for copy, value in zip(self.bank.copies, self.adam.values, strict=True):
             copy[:, : self.adam.count] = value[:, : self.adam.count]
 

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from fairway.base.arrays import FloatArray
 from fairway.base.errors import LedgerError
+from fairway.base.graphs import rounded_rows
 from fairway.config.checks import LORA_TARGETS
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.adapters import Adapters
 from fairway.model.paths import prepare
 from fairway.score import lora
 from fairway.score.adam import AdamW
-from fairway.score.adapting import adapting, rounded_length, rounded_rows
+from fairway.score.adapting import adapting, rounded_length
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text, Witness
 from fairway.score.lora import Documents, evaluate_lora
@@ -32,6 +33,7 @@ from fairway.score.windows import Event, Window
 pytest.importorskip("triton", reason="kernels need Triton")
 
 from fairway.model.gpu.adapters import Bank
+from fairway.model.gpu.steps import Working
 from fairway.score.fused_adam import fused_step
 
 GPU = torch.cuda.is_available()
@@ -222,6 +224,40 @@ def test_a_prediction_answers_until_the_next_alone(kernels: str) -> None:
         np.testing.assert_array_equal(second.log_prob(np.arange(4)), kept)
         with pytest.raises(LedgerError, match="learned or predicted"):
             first.log_prob(np.arange(4))
+
+
+def test_recordings_find_the_present_weights_where_the_earlier_ones_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Recorded launches compute no copy of a weight, but read where it was when they were made."""
+    model = alive(replace(MODEL, rope_train_len=8)).to(DEVICE)
+    dtype, attention = (torch.bfloat16, "flash") if GPU else (torch.float32, "plain")
+    prepare(model, dtype, attention, "fused")
+    config = TttConfig(method="lora", lora_rank=4, lora_documents=2, lora_lr=0.01)
+    window = Window(0, 8, 4)
+    context = Context(Event(0, (window,)), {window: np.arange(8)})
+
+    def costs(documents: Documents) -> FloatArray:
+        documents.start(1, drawn(documents.adapters, 2)[::2])
+        with adapting(model):
+            dist = documents.predict(context, 4)
+            documents.learn(dist, dist.rectangle(np.arange(4)), [0])
+            return documents.predict(context, 4).log_prob(np.arange(4))
+
+    early = Documents(model, config, 16, 2, fast=True)
+    before, factors = costs(early), early.way._factors  # type: ignore[attr-defined]
+    places = [factor.data_ptr() for factor in factors if factor is not None]
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.2)
+    late = Documents(model, config, 16, 2, fast=True)
+    early.start(1, drawn(early.adapters, 2)[::2])
+    with monkeypatch.context() as patch:
+        patch.setattr(Working, "get", lambda copy: copy._value)
+        found = costs(early)
+    assert places == [factor.data_ptr() for factor in factors if factor is not None]
+    np.testing.assert_array_equal(found, costs(late))
+    assert np.abs(found - before).min() > 1e-4
 
 
 def test_sizes_are_rounded_up_to_a_few() -> None:

@@ -10,7 +10,7 @@ from features import ALL, FEATURES
 from torch import Tensor
 
 from fairway.config.settings import ModelConfig
-from fairway.model.cache import Cache, Single
+from fairway.model.cache import Cache, Recorded
 from fairway.model.gpt import GPT, build
 from fairway.model.need import cached_bytes, way_of
 from fairway.model.paths import prepare
@@ -62,11 +62,12 @@ VARIED = [SMALL, ODD, replace(SMALL, smear=True), *(replace(SMALL, **f) for f in
 def test_tokens_read_by_launches_for_any_position_equal_the_whole(
     config: ModelConfig, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Single, "STRETCH", 8)
+    monkeypatch.setattr(Recorded, "STRETCH", 8)
+    monkeypatch.setattr(Recorded, "TOKENS", 64)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, ids = random_model(config, True).to(device), tokens(3).to(device)
     cache = Cache(model, 3, LENGTH, steady=True)
-    cache.single = cache.single or Single(cache)
+    cache.recorded = cache.recorded or Recorded(cache)
     whole = model.hidden(ids)
     # What an earlier walk left behind must not be seen; on a GPU once more, to have recordings run.
     for _ in range(3 if device == "cuda" else 2):
@@ -100,32 +101,35 @@ def test_kernels_read_what_plain_formulas_read(
     config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By windows and by single tokens, as `compress` reads on a GPU."""
-    monkeypatch.setattr(Single, "STRETCH", 8)
+    monkeypatch.setattr(Recorded, "STRETCH", 8)
+    monkeypatch.setattr(Recorded, "TOKENS", 64)
     model, ids = random_model(config, True), tokens(3)
     wanted = model.hidden(ids)
     prepare(model, torch.float32, "plain", "fused")
     assert model.operations.fused
     cache = Cache(model, 3, LENGTH, steady=True)
-    cache.single = Single(cache)
+    cache.recorded = Recorded(cache)
     for _ in range(2):
         found = piecewise(cache, ids, [7, 1, 1, 13, 1])
         torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_rows_end_and_others_take_their_places() -> None:
+def test_rows_end_and_others_take_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recorded, "TOKENS", 64)
     model, ids = random_model(replace(SMALL, smear=True), True), tokens(4)
     whole = model.hidden(ids)
-    cache = Cache(model, 4, LENGTH, steady=True)
-    cache.single = cache.single or Single(cache)
-    cache.read(ids[:, :7])
-    cache.move(3, 1)
-    now = ids[[0, 3, 2]]
-    # Launches for any position take all rows, so single tokens of three rows do without.
-    for rows, first, end in ((3, 7, 12), (3, 12, 13), (2, 13, LENGTH)):
-        found = cache.read(now[:rows, first:end])
-        wanted = whole[[0, 3, 2][:rows], first:end]
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    for recorded in (False, True):
+        cache = Cache(model, 6, LENGTH, steady=True)
+        cache.recorded = Recorded(cache) if recorded else None
+        cache.read(ids[:, :7])
+        cache.move(3, 1)
+        now = ids[[0, 3, 2]]
+        # With recordings 4 of 6 rows are computed for 3, and later 2 for 2.
+        for rows, first, end in ((3, 7, 12), (3, 12, 13), (2, 13, LENGTH)):
+            found = cache.read(now[:rows, first:end])
+            wanted = whole[[0, 3, 2][:rows], first:end]
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -144,7 +148,7 @@ def test_some_rows_at_a_time_are_all_of_them(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_cache_is_freed_with_its_last_name() -> None:
     cache = Cache(random_model(SMALL), 2, LENGTH, steady=True)
-    cache.single = cache.single or Single(cache)
+    cache.recorded = cache.recorded or Recorded(cache)
     cache.read(tokens(2, 3)), cache.read(tokens(2, 1))
     kept = weakref.ref(cache)
     gc.disable()

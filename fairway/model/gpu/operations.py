@@ -291,6 +291,12 @@ class Kernels(Operations):
             self._copies[key] = Working(make, shape, self._dtype, self._unit, *sources)
         return self._copies[key]
 
+    def renew(self) -> None:
+        """Compute the copies of changed parameters again, in place: recorded launches only read
+        them."""
+        for copy in self._copies.values():
+            copy.get()
+
     def watched(self, tell: Tell) -> Operations:
         """Return the same steps without gradients, which report the inputs of all matrices."""
         return Watched(self, tell)
