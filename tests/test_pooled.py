@@ -1,4 +1,4 @@
-"""The table of the parts of `best` in docs/recipes.md is what its commands print."""
+"""The table of the parts of `best` in docs/best.md is what its commands print."""
 
 import json
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = (ROOT / "docs" / "recipes.md").read_text()
-COMMANDS = re.findall(r"^python benchmarks/pooled\.py (.+)$", RECIPES, re.MULTILINE)
+PAGE = (ROOT / "docs" / "best.md").read_text()
+COMMANDS = re.findall(r"^python benchmarks/pooled\.py (.+)$", PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -27,7 +27,7 @@ def test_published_effects_are_those_of_the_tables(
         r"[-+]?[\d.]+", capsys.readouterr().out.splitlines()[-1].replace("95 %", "")
     )
     row = f"| {float(mean):+.4f} | {float(low):+.4f} to {float(high):+.4f} | {count}"
-    assert row in RECIPES
+    assert row in PAGE
 
 
 def test_the_table_has_commands() -> None:

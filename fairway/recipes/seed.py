@@ -2,7 +2,7 @@
 
 The defaults of `fairway.config.settings` are the settings of the published runs, so a recipe states
 what differs from them; `--dry-run` prints all. Facts: the logs and sources of the two pull
-requests. docs/recipes.md gives the reasons for the values of every recipe.
+requests. docs/best.md and docs/recipes.md give the reasons for their values.
 """
 
 from dataclasses import replace
@@ -138,7 +138,7 @@ def best_8() -> Config:
 def best() -> Config:
     """Best measured settings on one GPU, 150 s of training.
 
-    The measurements are in docs/recipes.md.
+    The measurements are in docs/best.md.
 
     It trains like `pr1858_proxy`, but with momentum for 2,000 steps, heads of 128, and nine wider
     layers with the bytes of eleven. It has no recurrence, which costs more steps than it gains in

@@ -2,7 +2,7 @@
 
 Adapters help a document on average and harm it in places. The average of both probabilities loses
 little where they help and saves much where they harm, so adapters may learn faster than alone
-(`ttt.lora_frozen_share`; docs/recipes.md). With a share of 0 nothing is computed here.
+(`ttt.lora_frozen_share`; docs/best.md). With a share of 0 nothing is computed here.
 
 Keys and values are kept, so only the tokens of a chunk are computed. A document that is longer than
 a window is read again from a later position, every quarter of a window. Its contexts have between
