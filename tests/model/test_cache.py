@@ -63,7 +63,6 @@ def test_tokens_read_by_launches_for_any_position_equal_the_whole(
     config: ModelConfig, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Recorded, "STRETCH", 8)
-    monkeypatch.setattr(Recorded, "TOKENS", 64)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, ids = random_model(config, True).to(device), tokens(3).to(device)
     cache = Cache(model, 3, LENGTH, steady=True)
@@ -102,7 +101,6 @@ def test_kernels_read_what_plain_formulas_read(
 ) -> None:
     """By windows and by single tokens, as `compress` reads on a GPU."""
     monkeypatch.setattr(Recorded, "STRETCH", 8)
-    monkeypatch.setattr(Recorded, "TOKENS", 64)
     model, ids = random_model(config, True), tokens(3)
     wanted = model.hidden(ids)
     prepare(model, torch.float32, "plain", "fused")
@@ -115,8 +113,7 @@ def test_kernels_read_what_plain_formulas_read(
 
 
 @torch.no_grad()
-def test_rows_end_and_others_take_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Recorded, "TOKENS", 64)
+def test_rows_end_and_others_take_their_places() -> None:
     model, ids = random_model(replace(SMALL, smear=True), True), tokens(4)
     whole = model.hidden(ids)
     for recorded in (False, True):
