@@ -32,8 +32,8 @@ from fairway.machine.plan import DTYPES, Plan, make_plan, unaffected
 from fairway.model.gpt import GPT, build, num_parameters
 from fairway.model.paths import place, prepare
 from fairway.model.writing import Manner, Row, require_whole, write
-from fairway.pack.artifact import Artifact, load_artifact
-from fairway.score.adapter_file import attach_adapter
+from fairway.pack.artifact import Artifact, Label, load_artifact, read_label
+from fairway.score.adapter_file import attach_adapter, read_adapter
 from fairway.score.costs import Costs, costs_of
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score, Text, Witness
@@ -70,8 +70,7 @@ def model_shapes(config: ModelConfig) -> dict[str, torch.Size]:
 
 def tokenizer_of(path: Path) -> Tokenizer:
     """Return the tokenizer in an artifact or in its folder; UserError if it is another one's."""
-    artifact = load_artifact(path)
-    return _tokenizer_of(path, artifact.tokenizer, None, artifact.header)
+    return _tokenizer_of(path, read_label(path), None)
 
 
 class TextScore(Score):
@@ -293,7 +292,20 @@ def _loaded(
     plan: Plan | None,
 ) -> LanguageModel:
     path = artifact_at(path)
-    return language_model(load_artifact(path), path, tokenizer, adapter, runtime, plan)
+    return language_model(
+        checked_artifact(path, tokenizer, adapter), path, tokenizer, adapter, runtime, plan
+    )
+
+
+def checked_artifact(
+    path: Path, tokenizer: str | Path | None, adapter: str | Path | None = None
+) -> Artifact:
+    """Return an artifact. A tokenizer or an adapter that is missing, or another one's, is told
+    before the weights are decoded."""
+    words = _tokenizer_of(path, read_label(path), tokenizer)
+    if adapter is not None:
+        read_adapter(path_of(adapter, "the adapter"), digest_file(path), words.digest)
+    return load_artifact(path)
 
 
 def language_model(
@@ -305,12 +317,7 @@ def language_model(
     plan: Plan | None = None,
 ) -> LanguageModel:
     """Return what `load` does for an artifact that was read from a path."""
-    words = _tokenizer_of(path, artifact.tokenizer, tokenizer, artifact.header)
-    if words.vocab_size != artifact.config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {words.vocab_size} pieces, but the model has "
-            f"{artifact.config.vocab_size}; name the tokenizer of its training"
-        )
+    words = _tokenizer_of(path, Label(artifact.header, artifact.tokenizer), tokenizer)
     # The measurement of a CPU draws numbers; the caller's random state must not change.
     with torch.random.fork_rng(devices=()):
         plan = plan or make_plan(runtime or RuntimeConfig())
@@ -322,21 +329,25 @@ def language_model(
     return LanguageModel(model, words, score, plan)
 
 
-def _tokenizer_of(
-    path: Path, inside: bytes | None, given: str | Path | None, header: dict[str, object]
-) -> Tokenizer:
+def _tokenizer_of(path: Path, label: Label, given: str | Path | None) -> Tokenizer:
     beside = path.parent / TOKENIZER_FILE
-    if given is None and inside is not None:
-        tokenizer = Tokenizer.from_bytes(inside)
+    if given is None and label.tokenizer is not None:
+        tokenizer = Tokenizer.from_bytes(label.tokenizer)
     elif given is None and not beside.is_file():
         raise UserError(
             f"{path} carries no tokenizer and {beside} does not exist; name one with --tokenizer"
         )
     else:
         tokenizer = Tokenizer.load(beside if given is None else path_of(given, "the tokenizer"))
-    if tokenizer.digest != header["tokenizer_digest"]:
+    wanted, pieces = str(label.header["tokenizer_digest"]), label.header["model"]["vocab_size"]
+    if tokenizer.digest != wanted:
         raise UserError(
-            f"{path} was made with the tokenizer {str(header['tokenizer_digest'])[:12]}, but this "
-            f"tokenizer is {tokenizer.digest[:12]}"
+            f"{path} was made with the tokenizer {wanted[:12]}, but this tokenizer is "
+            f"{tokenizer.digest[:12]}"
+        )
+    if tokenizer.vocab_size != pieces:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, but the model has {pieces}; name "
+            "the tokenizer of its training"
         )
     return tokenizer

@@ -20,6 +20,7 @@ from fairway.base.files import read_json
 from fairway.config.settings import Config, RuntimeConfig
 from fairway.data.build import DataFolder
 from fairway.data.tokens import train_tokenizer
+from fairway.export.formats import export
 from fairway.model.writing import Manner, Row, draw
 from fairway.pipeline.run import open_run
 
@@ -447,3 +448,35 @@ def test_another_tokenizer_is_refused(
 def test_a_missing_artifact_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the artifact .*artifact\.fwy does not exist"):
         load(tmp_path, runtime=RUNTIME)
+
+
+@pytest.mark.parametrize(
+    ("work", "told"),
+    [
+        (lambda file, other: load(file, runtime=RUNTIME), "carries no tokenizer"),
+        (lambda file, other: load(file, tokenizer=other, runtime=RUNTIME), "but this tokenizer is"),
+        (
+            lambda file, other: load(file.parent.parent / "run", adapter=other, runtime=RUNTIME),
+            "is not an adapter file",
+        ),
+        (lambda file, other: export(file, other.parent / "out", "torch"), "carries no tokenizer"),
+    ],
+)
+def test_what_does_not_belong_to_an_artifact_is_refused_before_its_weights_are_decoded(
+    work: Callable[[Path, Path], object],
+    told: str,
+    bare: Path,
+    documents: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Decoding the 36 million weights of the full system takes seconds."""
+    (tmp_path / "alone").mkdir()
+    shutil.copytree(bare, tmp_path / "run")
+    file = Path(shutil.copy(bare / "artifact.fwy", tmp_path / "alone"))
+    other = tmp_path / "other.model"
+    other.write_bytes(train_tokenizer(documents, 295))
+    monkeypatch.setattr("fairway.pack.artifact.decode_section", pytest.fail)
+    monkeypatch.setattr("fairway.pack.artifact.Loaded.state", pytest.fail)
+    with pytest.raises(UserError, match=told):
+        work(file, other)

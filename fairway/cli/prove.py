@@ -325,12 +325,14 @@ def sample(
 ) -> None:
     """Let a model continue a prompt."""
     from fairway.api import load
+    from fairway.model.writing import Manner
 
     require_inputs(path, tokenizer, adapter=adapter)
     runtime = runtime_of(overrides)
+    # Wrong numbers are told before the model is loaded, which takes seconds.
+    manner = Manner(temperature, top_k, top_p)
     model = load(path, tokenizer=tokenizer, adapter=adapter, runtime=runtime)
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    options["seed"] = seed
+    options: dict[str, Any] = {**asdict(manner), "seed": seed}
     if as_json:
         text = model.generate(prompt, max_tokens=tokens, **options)
         emit(True, {"prompt": prompt, "text": text})

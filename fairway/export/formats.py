@@ -6,7 +6,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from fairway.api import LanguageModel, load
+from fairway.api import LanguageModel, checked_artifact, language_model
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.base.folders import added_files, held
@@ -15,8 +15,8 @@ from fairway.base.names import TOKENIZER_FILE
 from fairway.config.written import to_dict
 from fairway.export.core import CONFIG, WEIGHTS
 from fairway.export.program import MODEL_FILE, WORDS_FILE, program
-from fairway.machine.plan import Plan
-from fairway.pack.artifact import Artifact, load_artifact
+from fairway.machine.plan import Plan, unaffected
+from fairway.pack.artifact import Artifact
 from fairway.score.adapter_file import load_adapter
 
 GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
@@ -69,7 +69,9 @@ def _export(
 ) -> dict[str, Any]:
     """Write the files into an empty folder; return their facts."""
     file = artifact_at(path)
-    model, artifact = load(file, tokenizer=tokenizer, plan=_PLAN), load_artifact(file)
+    artifact = checked_artifact(file, tokenizer, adapter)
+    with unaffected():
+        model = language_model(artifact, file, tokenizer, plan=_PLAN)
     prefix = "gpt." if FORMATS[kind] else ""
     tensors = {f"{prefix}{name}": value for name, value in artifact.state.items()}
     more: dict[str, Any] = {}

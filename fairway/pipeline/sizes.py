@@ -16,7 +16,7 @@ from fairway.config.overrides import override
 from fairway.config.settings import Config, settings
 from fairway.machine.plan import Plan, make_plan
 from fairway.machine.ranks import join_ranks
-from fairway.pack.artifact import load_artifact
+from fairway.pack.artifact import read_label
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.initial import initial_file
 from fairway.pipeline.live import Watching
@@ -102,7 +102,7 @@ def _followed(config: Config) -> str:
     file = initial_file(train.init)
     if file.name == WEIGHTS:
         return _recipe_in(RunFolder.existing(file.parent).memory)
-    return str(load_artifact(file).header["provenance"]["recipe"])
+    return str(read_label(file).header["provenance"]["recipe"])
 
 
 def _is_settled(name: str, config: Config, overrides: Sequence[str]) -> bool:

@@ -49,6 +49,19 @@ def load_adapter(
 ) -> tuple[Adapters, list[Tensor], dict[str, Any]]:
     """Return the adapters of a file, their matrices on the model's device, and the file's facts.
 
+    Raises UserError as `read_adapter` does, and if the tensors do not fit the model.
+    """
+    tensors, facts = read_adapter(path, base, tokenizer)
+    try:
+        adapters = Adapters(model, facts["targets"], facts["rank"], facts["alpha"])
+        return adapters, _checked(tensors, adapters), facts
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_adapter(path: Path, base: str, tokenizer: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the facts of a file.
+
     `base` and `tokenizer` are the digests of the artifact and of the tokenizer that are loaded.
     Raises UserError, in one sentence that names the file, unless `save_adapter` wrote the file for
     these.
@@ -65,10 +78,9 @@ def load_adapter(
         ) from None
     try:
         _check_facts(facts, base, tokenizer)
-        adapters = Adapters(model, facts["targets"], facts["rank"], facts["alpha"])
-        return adapters, _checked(tensors, adapters), facts
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    return tensors, facts
 
 
 def attach_adapter(path: Path, model: GPT, base: str, tokenizer: str) -> None:
