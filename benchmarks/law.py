@@ -179,7 +179,7 @@ def near_grid(budgets: list[float], rounds: int, seed: int) -> list[tuple[Trial,
 
 
 # Steps that the sizes of the demo make in 192 s on slow, fast and faster cores, and between.
-SIZES = {"demo_small": (854, 1200, 1811, 3416), "demo_wide": (285, 701, 1281)}
+SIZES = {"demo_small": (854, 1200, 1811, 3416), "demo_wide": (228, 561, 1025)}
 
 
 def sizes_grid() -> list[tuple[Trial, float]]:

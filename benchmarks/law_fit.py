@@ -179,9 +179,12 @@ def sizes_of(trials: list[Trial], off: Any) -> dict[str, list[list[float]]]:
     Runs with another tokenizer than that of the recipe are in the fit alone.
     """
     own: dict[str, list[list[float]]] = {}
-    case_ops = recipe("demo").data.case_ops
     for trial, far in zip(trials, off, strict=True):
-        if "size" in trial and trial.get("case_ops", False) == case_ops:
+        if "size" not in trial:
+            continue
+        now = recipe(trial["size"])
+        words = trial["model.vocab_size"], trial.get("case_ops", False)
+        if words == (now.model.vocab_size, now.data.case_ops):
             own.setdefault(trial["size"], []).append([trial["train.steps"], round(float(far), 5)])
     return {name: sorted(runs) for name, runs in sorted(own.items())}
 
