@@ -174,19 +174,24 @@ def spread(off: Any) -> float:
 
 
 def sizes_of(trials: list[Trial], off: Any) -> dict[str, list[list[float]]]:
-    """Return how far the runs of every size of the demo lie off the law, by growing steps.
+    """Return how far the runs of every size of the demo lie off the law, by growing steps; seeds
+    are averaged.
 
     Runs with another tokenizer than that of the recipe are in the fit alone.
     """
-    own: dict[str, list[list[float]]] = {}
+    own: dict[str, dict[int, list[float]]] = {}
     for trial, far in zip(trials, off, strict=True):
         if "size" not in trial:
             continue
         now = recipe(trial["size"])
         words = trial["model.vocab_size"], trial.get("case_ops", False)
         if words == (now.model.vocab_size, now.data.case_ops):
-            own.setdefault(trial["size"], []).append([trial["train.steps"], round(float(far), 5)])
-    return {name: sorted(runs) for name, runs in sorted(own.items())}
+            runs = own.setdefault(trial["size"], {})
+            runs.setdefault(trial["train.steps"], []).append(float(far))
+    return {
+        name: [[steps, round(float(np.mean(seeds)), 5)] for steps, seeds in sorted(runs.items())]
+        for name, runs in sorted(own.items())
+    }
 
 
 def read_all(files: list[Path]) -> tuple[dict[str, Any], list[Trial]]:
