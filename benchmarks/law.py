@@ -20,6 +20,7 @@ one ended.
 import argparse
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import os
@@ -38,14 +39,13 @@ from trials import Trial, build_folders, run_all, save_documents
 from fairway.config.overrides import override
 from fairway.config.settings import Config, settings
 from fairway.planning.cost import size_of, step_flops
-from fairway.planning.grid import Budget, Candidate, candidates
+from fairway.planning.grid import VOCABULARIES, Budget, Candidate, candidates
 from fairway.planning.law import fitted_law
 from fairway.planning.proposal import texts_of
 from fairway.planning.speed import Speed
 from fairway.recipes import recipe
 
 LAW = Path(__file__).parents[1] / "fairway/planning/law.json"
-VOCABULARIES = [512, 1024, 2048, 4096]
 # FLOPs of a run: 200 s of two old cores are 1.8e13, of two new ones 6e13 to 1.2e14.
 BUDGETS = (3e12, 6e12, 1e13, 1.8e13, 3e13, 6e13, 1.2e14)
 SHARES = (2, 3, 4, 6, 4, 3, 1)
@@ -182,15 +182,17 @@ def near_grid(budgets: list[float], rounds: int, seed: int) -> list[tuple[Trial,
 SIZES = {"demo_small": (854, 1200, 1811, 3416), "demo_wide": (228, 561, 1025)}
 
 
-def sizes_grid() -> list[tuple[Trial, float]]:
-    """Return trials of the sizes of the demo, which its choice knows by their own runs."""
+def sizes_grid(seeds: list[int], chosen: list[int]) -> list[tuple[Trial, float]]:
+    """Return trials of the sizes of the demo, which its choice knows by their own runs; some
+    numbers of steps, or all."""
     found = []
     for size, counts in SIZES.items():
         config = recipe(size)
         own = {key: value for key, _, value in settings(config) if key in RECORDED}
-        for steps in counts:
-            trial = own | {"seed": 42, "train.steps": steps, "size": size, "name": size}
-            found.append((trial, steps * step_flops(config)))
+        for seed, steps in itertools.product(seeds, counts):
+            if steps in chosen or not chosen:
+                trial = own | {"seed": seed, "train.steps": steps, "size": size, "name": size}
+                found.append((trial, steps * step_flops(config)))
     return found
 
 
@@ -258,7 +260,7 @@ def near(asked: argparse.Namespace) -> None:
 
 
 def sizes(asked: argparse.Namespace) -> None:
-    run_here(sizes_grid(), asked)
+    run_here(sizes_grid(asked.seeds, asked.steps), asked)
 
 
 def gpu(asked: argparse.Namespace) -> None:
@@ -300,11 +302,14 @@ def parse() -> argparse.Namespace:
     for name in ("grid", "near", "sizes", "gpu"):
         verb = verbs.add_parser(name)
         add_running(verb)
+        if name == "sizes":
+            verb.add_argument("--seeds", type=int, nargs="+", default=[42])
+            verb.add_argument("--steps", type=int, nargs="*", default=[], help="all, if none")
+            continue
         verb.add_argument("--seed", type=int, default=1)
         if name == "near":
             verb.add_argument("--budgets", type=float, nargs="+", default=NEAR_S)
             verb.add_argument("--rounds", type=int, default=4)
-        if name in ("near", "sizes"):
             continue
         verb.add_argument("--count", type=int, default=3000)
         verb.add_argument("--scale", type=float, default=1.0, help="below 1: shorter runs, a test")

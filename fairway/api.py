@@ -292,32 +292,34 @@ def _loaded(
     plan: Plan | None,
 ) -> LanguageModel:
     path = artifact_at(path)
-    return language_model(
-        checked_artifact(path, tokenizer, adapter), path, tokenizer, adapter, runtime, plan
-    )
+    words = fitting_tokenizer(path, tokenizer, adapter)
+    return language_model(load_artifact(path), path, words, adapter, runtime, plan)
 
 
-def checked_artifact(
+def fitting_tokenizer(
     path: Path, tokenizer: str | Path | None, adapter: str | Path | None = None
-) -> Artifact:
-    """Return an artifact. A tokenizer or an adapter that is missing, or another one's, is told
-    before the weights are decoded."""
+) -> Tokenizer:
+    """Return the tokenizer of an artifact, as `load` takes it; no weights are decoded.
+
+    Raises UserError for a tokenizer or an adapter that is missing or belongs to another artifact.
+    """
     words = _tokenizer_of(path, read_label(path), tokenizer)
     if adapter is not None:
         read_adapter(path_of(adapter, "the adapter"), digest_file(path), words.digest)
-    return load_artifact(path)
+    return words
 
 
 def language_model(
     artifact: Artifact,
     path: Path,
-    tokenizer: str | Path | None = None,
+    words: Tokenizer | None = None,
     adapter: str | Path | None = None,
     runtime: RuntimeConfig | None = None,
     plan: Plan | None = None,
 ) -> LanguageModel:
-    """Return what `load` does for an artifact that was read from a path."""
-    words = _tokenizer_of(path, Label(artifact.header, artifact.tokenizer), tokenizer)
+    """Return what `load` does for an artifact that was read from a path; without a tokenizer it
+    takes that of the artifact."""
+    words = words or _tokenizer_of(path, Label(artifact.header, artifact.tokenizer), None)
     # The measurement of a CPU draws numbers; the caller's random state must not change.
     with torch.random.fork_rng(devices=()):
         plan = plan or make_plan(runtime or RuntimeConfig())

@@ -23,6 +23,7 @@ from fairway.data.tokens import train_tokenizer
 from fairway.export.formats import export
 from fairway.model.writing import Manner, Row, draw
 from fairway.pipeline.run import open_run
+from fairway.serve.models import open_desk
 
 # The arithmetic of the fixture's run.
 RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
@@ -460,6 +461,10 @@ def test_a_missing_artifact_is_named(tmp_path: Path) -> None:
             "is not an adapter file",
         ),
         (lambda file, other: export(file, other.parent / "out", "torch"), "carries no tokenizer"),
+        (
+            lambda file, other: open_desk([file.parent.parent / "run", file], None, RUNTIME),
+            "carries no tokenizer",
+        ),
     ],
 )
 def test_what_does_not_belong_to_an_artifact_is_refused_before_its_weights_are_decoded(

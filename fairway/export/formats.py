@@ -6,7 +6,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from fairway.api import LanguageModel, checked_artifact, language_model
+from fairway.api import LanguageModel, fitting_tokenizer, language_model
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.base.folders import added_files, held
@@ -16,7 +16,7 @@ from fairway.config.written import to_dict
 from fairway.export.core import CONFIG, WEIGHTS
 from fairway.export.program import MODEL_FILE, WORDS_FILE, program
 from fairway.machine.plan import Plan, unaffected
-from fairway.pack.artifact import Artifact
+from fairway.pack.artifact import Artifact, load_artifact
 from fairway.score.adapter_file import load_adapter
 
 GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
@@ -69,15 +69,15 @@ def _export(
 ) -> dict[str, Any]:
     """Write the files into an empty folder; return their facts."""
     file = artifact_at(path)
-    artifact = checked_artifact(file, tokenizer, adapter)
+    words = fitting_tokenizer(file, tokenizer, adapter)
+    artifact = load_artifact(file)
     with unaffected():
-        model = language_model(artifact, file, tokenizer, plan=_PLAN)
+        model = language_model(artifact, file, words, plan=_PLAN)
     prefix = "gpt." if FORMATS[kind] else ""
     tensors = {f"{prefix}{name}": value for name, value in artifact.state.items()}
     more: dict[str, Any] = {}
     if adapter is not None:
-        words = model.tokenizer.digest
-        _, values, told = load_adapter(adapter, model.model, digest_file(file), words)
+        _, values, told = load_adapter(adapter, model.model, digest_file(file), words.digest)
         tensors |= {f"lora_values.{n}": value for n, value in enumerate(values)}
         more = {"adapter": {name: told[name] for name in ("targets", "rank", "alpha")}}
     data = _weights(tensors)

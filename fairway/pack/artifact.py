@@ -241,12 +241,19 @@ def load_artifact(path: Path) -> Artifact:
 def read_label(path: Path) -> Label:
     """Return what a file says about its weights, which are not decoded.
 
-    Decoding 36 million of them takes seconds. Raises UserError as `load_artifact` does.
+    Decoding 36 million of them takes seconds. Raises UserError, in one sentence that names the
+    file, if the header or the tokenizer is not as `save_artifact` writes it.
     """
     with opened(path, "the artifact") as stream:
         try:
             head = _read_head(stream)
-            return Label(head.header, _tokenizer(stream, head))
+            tokenizer = None
+            if any(entry["kind"] == "tokenizer" for entry in head.header["sections"]):
+                # It comes before all codes, so none is decoded.
+                sections = _sections(stream, head, Loaded())
+                raw = next(raw for entry, raw in sections if entry["kind"] == "tokenizer")
+                tokenizer = _tokenizer(raw, head)
+            return Label(head.header, tokenizer)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
 
@@ -276,21 +283,17 @@ def read_sections(path: Path) -> Iterator[tuple[dict[str, Any], SectionSpec | No
 
 def _load(stream: BinaryIO) -> Artifact:
     head = _read_head(stream)
-    tokenizer, loaded = _tokenizer(stream, head), Loaded()
-    for _ in _sections(stream, head, loaded):
-        pass
+    loaded, tokenizer = Loaded(), None
+    for entry, raw in _sections(stream, head, loaded):
+        if entry["kind"] == "tokenizer":
+            tokenizer = _tokenizer(raw, head)
     return Artifact(head.config, loaded.state(), tokenizer, head.header, head.account)
 
 
-def _tokenizer(stream: BinaryIO, head: _Head) -> bytes | None:
-    """Return the tokenizer inside, which comes before all codes."""
-    if not any(entry["kind"] == "tokenizer" for entry in head.header["sections"]):
-        return None
-    sections = _sections(stream, head, Loaded())
-    tokenizer = next(raw for entry, raw in sections if entry["kind"] == "tokenizer")
-    if digest_bytes(tokenizer) != head.header["tokenizer_digest"]:
+def _tokenizer(raw: bytes, head: _Head) -> bytes:
+    if digest_bytes(raw) != head.header["tokenizer_digest"]:
         raise UserError("the tokenizer inside is not the one its header names")
-    return tokenizer
+    return raw
 
 
 def _sections(

@@ -12,6 +12,7 @@ from fairway.planning.law import Law, Prediction, Reading
 from fairway.planning.speed import Speed
 from fairway.quantise.estimate import expected_bytes
 
+# Those of nearly all trainings behind the law.
 VOCABULARIES = (512, 1024, 2048, 4096)
 WIDTHS = (128, 192, 256, 320, 384)
 DEPTHS = (2, 3, 4, 5, 6, 8)

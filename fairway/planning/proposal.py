@@ -11,7 +11,14 @@ from fairway.config.checks import check
 from fairway.config.settings import Config
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan
-from fairway.planning.grid import Budget, Candidate, candidates, judged, rounded
+from fairway.planning.grid import (
+    VOCABULARIES,
+    Budget,
+    Candidate,
+    candidates,
+    judged,
+    rounded,
+)
 from fairway.planning.law import Law, Reading
 from fairway.planning.speed import Measure, Speed
 
@@ -38,18 +45,16 @@ class Proposal:
 # The bytes of the embedded corpus, nearly the same with all versions of a machine's software, and
 # its bytes per token by vocabulary, without and with marks for capitals.
 EMBEDDED_BYTES = 8_270_645.0
-_VOCABULARIES = (512, 1024, 2048, 4096, 6144, 8192)
+_MEASURED = (512, 1024, 2048, 4096, 6144, 8192)
 _EMBEDDED = {
     False: (1.961, 2.737, 3.408, 3.985, 4.251, 4.403),
     True: (1.981, 2.787, 3.479, 4.017, 4.261, 4.378),
 }
-# The vocabularies of the grid are those of the trainings behind the law.
-_GRID = _VOCABULARIES[:4]
 
 
 def embedded_text(vocab_size: int, case_ops: bool) -> Reading:
     """Return the facts of the embedded corpus for a vocabulary, between measured ones."""
-    each = np.interp(np.log(vocab_size), np.log(_VOCABULARIES), _EMBEDDED[case_ops])
+    each = np.interp(np.log(vocab_size), np.log(_MEASURED), _EMBEDDED[case_ops])
     return Reading(EMBEDDED_BYTES, float(each), case_ops)
 
 
@@ -60,7 +65,7 @@ def texts_of(source: DataFolder | None, case_ops: bool = False) -> dict[int, Rea
     has marks for capitals with `case_ops`.
     """
     if source is None:
-        return {size: embedded_text(size, case_ops) for size in _GRID}
+        return {size: embedded_text(size, case_ops) for size in VOCABULARIES}
     tokens = sum(len(shard) for shard in source.train_shards())
     words, each = source.tokenizer, source.bytes_per_token
     return {words.vocab_size: Reading(tokens * each, each, words.case_ops)}

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fairway.api import LanguageModel, load, model_from
+from fairway.api import LanguageModel, fitting_tokenizer, load, model_from
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, missing
 from fairway.base.mistaken import artifact_at
@@ -213,11 +213,16 @@ def open_desk(
     The first is served with an `adapter`, too. Raises UserError for anything missing or damaged,
     and for one artifact named twice.
     """
-    served: list[Served] = []
+    files: list[Path] = []
+    # What does not fit is told before the first model is loaded.
     for path in paths:
         file = artifact_at(path)
-        if any(one.file.resolve() == file.resolve() for one in served):
+        if any(other.resolve() == file.resolve() for other in files):
             raise UserError(f"{path} is named twice; name two different runs or artifacts")
+        fitting_tokenizer(file, tokenizer, None if files else adapter)
+        files.append(file)
+    served: list[Served] = []
+    for file in files:
         plan = served[0].artifact.plan if served else None
         model = load(file, tokenizer=tokenizer, runtime=runtime, plan=plan)
         name, digest = _name(file, [other.name for other in served]), digest_file(file)[:12]
