@@ -1,9 +1,11 @@
 """A run audits itself: its ledgers, its budgets, and a short form of every probe."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fairway.audit.findings import Finding, holds, ordered
 from fairway.audit.scorers.bench import Bench, exercise
@@ -14,8 +16,9 @@ from fairway.audit.scorers.verdicts import Probe, joined, verdict_of
 from fairway.base.arrays import IntArray
 from fairway.base.names import trail_file
 from fairway.config.settings import AuditConfig, Config, declares_code
-from fairway.data.tokens import Tokenizer
+from fairway.data.tokens import Tokenizer, token_bytes
 from fairway.model.gpt import GPT
+from fairway.score.accounts import score_faults
 
 # The stages that score the artifact. Side-by-side windows are a case of sliding ones.
 _PROBED = ("sliding", "ttt", "mixture")
@@ -65,7 +68,11 @@ def audit_run(
             digests = facts.get("trail", [])
             found = check_trail_file(file, digests, facts["tokens"], facts["nats"])
             probes.append((stage, found))
-    scored = {name.removeprefix("score."): facts for name, facts in run.stages.items()}
+    scored = {
+        name.removeprefix("score."): facts
+        for name, facts in run.stages.items()
+        if name.startswith("score.")
+    }
     methods = {stage: scored[stage] for stage in _PROBED if stage in scored}
     if config.audit.budget_s:
         for stage, facts in methods.items():
@@ -76,7 +83,8 @@ def audit_run(
             bench = Bench(scorer, text, config.seed, share_s, thorough=asked)
             found_all = audit_scorer(bench)
             probes += [(stage, found) for found in found_all]
-    findings = ordered([*_budgets(run, config), *_skipped(config)])
+    numbers = _numbers(scored, ids, tokenizer)
+    findings = ordered([*numbers, *_budgets(run, config), *_skipped(config)])
     verdict = joined(
         verdict_of([probe for stage, probe in probes if stage == name])
         for name in dict.fromkeys(stage for stage, _ in probes)
@@ -98,6 +106,26 @@ def _scorer(
     experts = (tokenizer, config.mixture) if "experts" in facts else None
     method = config.mixture.base if experts else facts.get("method", "sliding")
     return scorer_of(model, method, score, ttt, config.seed, experts), text
+
+
+def _numbers(
+    stages: Mapping[str, Mapping[str, Any]], ids: IntArray, tokenizer: Tokenizer
+) -> Iterator[Finding]:
+    """Yield a finding for each score whose numbers do not follow from one another or the text.
+
+    The bytes are measured again: those of the text's targets up to the number that a score counts.
+    """
+    sizes = np.cumsum(token_bytes(ids[1:], ids[:-1], tokenizer.table), dtype=np.int64)
+    for name, score in stages.items():
+        tokens = score["tokens"]
+        true = int(sizes[tokens - 1]) if 0 < tokens <= len(sizes) else 0
+        faults = list(score_faults(name, score))
+        if score["bytes"] != true:
+            faults.append(
+                f"{name} counts {score['bytes']:,} bytes, its {tokens:,} tokens have {true:,}"
+            )
+        for fault in faults:
+            yield Finding("invalid", "score-numbers", fault)
 
 
 def _budgets(run: RunFacts, config: Config) -> list[Finding]:

@@ -95,12 +95,12 @@ def check_model(model: ModelConfig) -> None:
 def layer_windows(model: ModelConfig) -> list[int]:
     """Return how many positions attention sees in every layer; 0 means all earlier ones."""
     words = model.window.split() or ["0"]
-    if not all(word.isdigit() for word in words) or len(words) > model.num_layers:
+    sizes = [size for word in words if (size := _whole(word)) is not None]
+    if len(sizes) < len(words) or len(words) > model.num_layers:
         raise UserError(
             f"model.window is '{model.window}'; write up to model.num_layers {model.num_layers} "
             "numbers of tokens, 0 for all, such as '512 512 0'"
         )
-    sizes = [int(word) for word in words]
     return sizes + sizes[-1:] * (model.num_layers - len(sizes))
 
 
@@ -110,10 +110,10 @@ def windows(train: TrainConfig) -> list[tuple[int, float]]:
     words = train.windows.split()
     for word in words:
         size, _, end = word.partition("@")
-        share = float(end) if end.replace(".", "", 1).isdigit() else 0.0
-        if not size.isdigit() or int(size) < 1 or not (found[-1][1] if found else 0) < share <= 1:
+        tokens, share = _whole(size), _number(end)
+        if not tokens or not (found[-1][1] if found else 0) < share <= 1:
             break
-        found.append((int(size), share))
+        found.append((tokens, share))
     if len(found) < len(words):
         raise UserError(
             f"train.windows is '{train.windows}'; write numbers of tokens with the growing shares "
@@ -250,8 +250,18 @@ def lora_factors(ttt: TttConfig) -> dict[str, float]:
     return factors
 
 
+# More digits than any number of tokens needs; int() refuses thousands of digits by an error.
+_MOST_DIGITS = 12
+
+
+def _whole(word: str) -> int | None:
+    """Return a word of ASCII digits as a number, else None. `isdigit` alone accepts '²' too."""
+    fits = word.isascii() and word.isdigit() and len(word) <= _MOST_DIGITS
+    return int(word) if fits else None
+
+
 def _number(word: str) -> float:
-    """Return a word as a number; 0, which is no factor, if it is none."""
+    """Return a word as a number; 0, which is no factor and no share, if it is none."""
     try:
         return float(word)
     except ValueError:
@@ -264,14 +274,14 @@ def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:
     words = ttt.lora_chunks.split()
     for word in words:
         size, at, end = word.partition("@")
-        last = word is words[-1]
+        last = len(found) == len(words) - 1
         before = found[-1][1] if found else None
-        digits = size.isdigit() and (end.isdigit() if at else True)
-        if not digits or int(size) < 1 or bool(at) == last:
+        positions, until = _whole(size), _whole(end)
+        if not positions or bool(at) == last or (at and until is None):
             break
-        if at and before is not None and int(end) <= before:
+        if before is not None and until is not None and until <= before:
             break
-        found.append((int(size), int(end) if at else None))
+        found.append((positions, until))
     if not words or len(found) < len(words):
         raise UserError(
             f"ttt.lora_chunks is '{ttt.lora_chunks}'; write one size, such as '48', or several "

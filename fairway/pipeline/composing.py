@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fairway.base.errors import UserError
 from fairway.config.settings import Config, headline
 from fairway.config.written import config_hash, to_dict
 from fairway.model.gpt import num_parameters
@@ -9,6 +10,7 @@ from fairway.pipeline.averaging import loss_warning
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.results import SCHEMA, versions
 from fairway.quantise.estimate import how_counted
+from fairway.score.accounts import text_faults
 from fairway.score.ways import gains
 
 
@@ -34,6 +36,8 @@ def compose(
         for name, value in facts.items()
         if name.startswith("score.")
     }
+    for fault in text_faults(stages, facts["text"] or {}):
+        raise UserError(f"the scores in {folder.path} are not of one text: {fault}; score it again")
     # Counting the text is not reported as separate work.
     seconds = {name: taken_s for name, taken_s in folder.seconds().items() if name != "text"}
     total_s = sum(seconds.values())

@@ -13,6 +13,7 @@ from typing import Any
 
 from fairway.base.errors import UserError
 from fairway.config.settings import RuntimeConfig
+from fairway.score.accounts import score_faults
 
 # Fairway writes no larger whole numbers, and neither torch nor NumPy accepts them.
 _LARGEST = 2**63 - 1
@@ -121,7 +122,9 @@ def _faults(memory: Mapping[str, Any]) -> Iterable[str]:
     stages = memory.get("stages")
     yield (wrong := fault_of(stages, Named(_RECORD), "stages"))
     for name, record in ({} if wrong or stages is None else stages).items():
-        yield fault_of(record["facts"], _FACTS.get(name, dict), f"stages.{name}.facts")
+        yield (wrong := fault_of(record["facts"], _FACTS.get(name, dict), f"stages.{name}.facts"))
+        if not wrong and name.startswith("score."):
+            yield from score_faults(name.removeprefix("score."), record["facts"])
         if "memory" in record:
             yield fault_of(record["memory"], _TOOK, f"stages.{name}.memory")
     for name, kind in _MEMORY.items():

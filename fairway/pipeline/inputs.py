@@ -12,7 +12,7 @@ from typing import Any
 
 from fairway.audit.stage import audited
 from fairway.base.errors import UserError
-from fairway.base.files import digest_file
+from fairway.base.files import digest_file, digest_json
 from fairway.base.names import ARTIFACT, CHECKPOINT, WEIGHTS, trail_file
 from fairway.base.terminal import command
 from fairway.config.settings import Config
@@ -56,10 +56,13 @@ class Inputs:
         if name in _WRITTEN_BY:
             return self._digest(name)
         if name == "ledgers":
-            # An edited ledger must be read again.
+            # An edited ledger must be read again, and edited facts must be audited again.
             stages = self.folder.memory["stages"]
-            read = {n: record["key"] for n, record in stages.items() if audited(n)}
-            return {n: [key, str(self.folder.changed(n))] for n, key in read.items()}
+            read = {n: record for n, record in stages.items() if audited(n)}
+            return {
+                n: [record["key"], str(self.folder.changed(n)), digest_json(record["facts"])]
+                for n, record in read.items()
+            }
         values: dict[str, Callable[[], Any]] = {
             # The size of the code at the last packing, until it is packed again.
             "beside": lambda: (self.folder.facts("pack") or {}).get("code_bytes"),

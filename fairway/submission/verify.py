@@ -27,6 +27,7 @@ from fairway.config.written import config_hash, fixed_digest, from_dict
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan
 from fairway.pipeline.solo import SCORE_FILE
+from fairway.score.accounts import score_faults, text_faults
 from fairway.score.evaluation import Evaluation
 from fairway.score.experts.evaluate import evaluate_mixture
 from fairway.score.sliding import evaluate_frozen, text_of
@@ -166,13 +167,8 @@ def _inner_faults(
         yield f"{name} has other settings than the bundle"
     if config_hash(config) != run["recipe_hash"] or not config.seed == run["seed"] == seed:
         yield f"{name} has another recipe_hash or seed than its config and its name"
-    for stage, score in run["stages"].items():
-        bpb = score["nats"] / math.log(2.0) / score["bytes"]
-        if not math.isclose(bpb, score["bpb"], rel_tol=1e-12):
-            yield f"{name}: {stage} says {score['bpb']} bits per byte, its nats and bytes {bpb}"
-        nats = score["nats"] / score["tokens"]
-        if not math.isclose(nats, score["nats_per_token"], rel_tol=1e-12):
-            yield f"{name}: {stage} says {score['nats_per_token']} nats per token, not {nats}"
+    for fault in _faults_of_scores(run):
+        yield f"{name}: {fault}"
     if sum(section["bytes"] for section in run["artifact"]["sections"]) != run["artifact"]["bytes"]:
         yield f"{name}: the artifact's sections do not sum to its bytes"
     if (counted := run["artifact"]["code_bytes"]) != manifest["bytes"]:
@@ -190,6 +186,13 @@ def _inner_faults(
         yield f"{log_file(seed)} has {len(steps)} steps, the run {run['train']['steps']}"
     if log(run, steps, manifest["bytes"]) != text:
         yield f"{log_file(seed)} does not follow from {name}"
+
+
+def _faults_of_scores(run: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the numbers of a run's scores."""
+    for stage, score in run["stages"].items():
+        yield from score_faults(stage, score)
+    yield from text_faults(run["stages"], run["text"])
 
 
 def _notes(folder: Path) -> Iterator[str]:

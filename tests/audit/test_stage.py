@@ -11,7 +11,9 @@ from tiny import alive
 
 from fairway.audit.stage import RunFacts, audit_run, summary
 from fairway.base.files import read_json
+from fairway.base.units import bits_per_byte
 from fairway.config.settings import Config
+from fairway.config.written import from_dict
 from fairway.data.folder import DataFolder
 from fairway.pipeline.folder import RunFolder
 
@@ -24,13 +26,16 @@ def stages(smoke_run: Path) -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def audited(smoke_run: Path, data_folder: Path) -> Callable[..., dict[str, Any]]:
     """Return a function: the audit of facts in a folder, under a config, without probes."""
-    tokenizer = DataFolder.open(data_folder).tokenizer
+    source = DataFolder.open(data_folder)
+    config = from_dict(read_json(smoke_run / "results.json")["config"])
+    sizes = config.data.val_bytes, config.data.val_tokens
+    ids = np.asarray(source.sample_validation(*sizes).ids, np.int64)
 
     def audit(
         facts: Any, config: Config, folder: Path = smoke_run, code_bytes: int = 0
     ) -> dict[str, Any]:
         run = RunFacts(folder, facts, code_bytes)
-        return audit_run(run, config, alive(), np.ones(9, np.int64), tokenizer)
+        return audit_run(run, config, alive(), ids, source.tokenizer)
 
     return audit
 
@@ -82,3 +87,24 @@ def test_a_ledger_of_another_score_does_not_pass(
     sorted_first = replace(config, ttt=replace(config.ttt, method="lora"))
     codes = [f["code"] for f in audited(changed, sorted_first)["findings"]]
     assert codes == ["order", "declared-code", "no-probes"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"bytes": lambda score: score["bytes"] + 2},
+        {"bpb": lambda score: score["bpb"] * 0.9},
+        {"nats_per_token": lambda score: 1.0},
+        {"bytes": lambda score: 0},
+    ],
+)
+def test_numbers_of_a_score_must_follow_from_one_another_and_from_the_text(
+    stages: dict[str, dict[str, Any]], audited: Any, tiny: Callable[..., Config], changed: Any
+) -> None:
+    score = dict(stages["score.ttt"])
+    score |= {name: make(score) for name, make in changed.items()}
+    if "bytes" in changed and score["bytes"]:  # a denominator that agrees with its score
+        score["bpb"] = bits_per_byte(score["nats"], score["bytes"])
+    found = audited({**stages, "score.ttt": score}, tiny("audit.budget_s=0"))
+    codes = {f["code"] for f in found["findings"] if f["severity"] == "invalid"}
+    assert (found["passed"], codes) == (False, {"score-numbers"})
