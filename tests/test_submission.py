@@ -18,6 +18,7 @@ from small_run import sample_little
 from fairway.audit.records.audit import audit_record
 from fairway.base.errors import UserError
 from fairway.base.files import read_json, write_json
+from fairway.base.units import bits_per_byte
 from fairway.config.settings import Config
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline
@@ -204,6 +205,18 @@ def test_a_score_must_follow_from_its_nats(record: Path) -> None:
     run["stages"]["ttt"]["bpb"] -= 0.01
     written_anew(record, run)
     assert any("its nats and bytes" in fault for fault in verify(record).faults)
+
+
+@pytest.mark.parametrize(("name", "more"), [("bytes", 2), ("bytes", -1), ("tokens", 1)])
+def test_all_scores_must_count_the_text_of_the_run(record: Path, name: str, more: int) -> None:
+    """Even where bits per byte and nats per token were computed anew."""
+    run = read_json(record / "results/seed42.json")
+    score = run["stages"]["ttt"]
+    score[name] += more
+    score["bpb"] = bits_per_byte(score["nats"], score["bytes"])
+    score["nats_per_token"] = score["nats"] / score["tokens"]
+    written_anew(record, run)
+    assert any("ttt counts" in fault for fault in verify(record).faults)
 
 
 @pytest.mark.parametrize("edited", [{"code_bytes": 20_177}, {"code_bytes": 0, "bytes": 28_000}])

@@ -33,15 +33,14 @@ def text_faults(stages: Mapping[str, Mapping[str, Any]], text: Mapping[str, Any]
     stages: the scores by name. text: the tokens and bytes of the whole text. All scores of a run
     have the same targets; the bytes of a part of the text are known only to its tokenizer.
     """
-    first = next(iter(stages), None)
-    for name, score in stages.items():
-        counted, whole = (score["tokens"], score["bytes"]), (text["tokens"], text["bytes"])
-        of_first = (stages[first]["tokens"], stages[first]["bytes"]) if first else counted
-        if counted != of_first:
-            yield f"{name} counts {_written(counted)}, but {first} {_written(of_first)}"
-        elif counted[0] > whole[0] or counted[1] > whole[1]:
-            yield f"{name} counts {_written(counted)}, but the text has {_written(whole)}"
-        elif counted[0] == whole[0] and counted[1] != whole[1]:
+    counts = {name: (score["tokens"], score["bytes"]) for name, score in stages.items()}
+    whole = (text["tokens"], text["bytes"])
+    for name, counted in counts.items():
+        first = next(iter(counts))
+        more = counted[0] > whole[0] or counted[1] > whole[1]
+        if counted != counts[first]:
+            yield f"{name} counts {_written(counted)}, but {first} {_written(counts[first])}"
+        elif more or (counted[0] == whole[0] and counted != whole):
             yield f"{name} counts {_written(counted)}, but the text has {_written(whole)}"
 
 

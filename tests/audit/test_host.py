@@ -23,6 +23,11 @@ class Counts:
         for at in range(1, len(ids)):
             yield at, -self.row(ids, at)[ids[at]]
 """
+# Words of C code and of child processes go around sys.stdout.
+TALKS = HONEST.replace(
+    "print('a word that is no answer')",
+    "import os; os.write(1, b'a word of C\\n'); os.system('echo the word of a child')",
+)
 # Its rows are off by up to 0.2 nats to both sides, as those of another kernel in bfloat16 may be.
 ROUNDS = """
 import numpy as np
@@ -57,7 +62,14 @@ def peeks():
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "exit_code"),
-    [(HONEST, 0), (PEEKS, 1), (ROUNDS, 0), (ROUNDS.replace("0.25", "1e-6"), 1), (SHAVES, 1)],
+    [
+        (HONEST, 0),
+        (TALKS, 0),
+        (PEEKS, 1),
+        (ROUNDS, 0),
+        (ROUNDS.replace("0.25", "1e-6"), 1),
+        (SHAVES, 1),
+    ],
 )
 def test_a_file_is_audited_in_a_process_of_its_own(
     code: str, exit_code: int, tmp_path: Path, cli: Cli
@@ -81,6 +93,12 @@ def test_a_file_is_audited_in_a_process_of_its_own(
         ("def make(): raise OSError('gone')\n", "raised OSError: gone (line 1 of mine.py)"),
         (HONEST + "class Other: pass\n", "defines 2 scorers (Counts, Other)"),
         (HONEST.replace("yield at, -", "yield at / 0, -"), "raised ZeroDivisionError"),
+        (HONEST.replace("yield at, -", "yield -"), "it must give pairs (position, cost in nats)"),
+        (
+            HONEST.replace("yield at, -", "yield at, float('nan') * "),
+            "gave NaN as the cost of token",
+        ),
+        (HONEST.replace("yield at, -", "yield at, 0, -"), "it must give pairs"),
         (HONEST.replace("= 7,", "= 'V',"), "vocab_size of"),
         (HONEST.replace("1e-6", "0.3"), 'stated 0.3 as "row_tolerance"; it must be a number of'),
         (HONEST.replace("1e-6", "'wide'"), "row_tolerance_nats of"),

@@ -88,7 +88,7 @@ def test_a_program_is_a_scorer(command: list[str], rows: str) -> None:
     [
         ("print('hello')", "wrote 'hello', which is not a JSON object"),
         ("print('{}')", "must begin with"),
-        ("print('{\"vocab_size\": NaN}')", "which is not a JSON object of numbers"),
+        ("print('{\"vocab_size\": NaN}')", "wrote NaN, which is not a number"),
         ("print('{\"vocab_size\": 1e9}')", "V from 2 to 1048576"),
         ("print('{\"vocab_size\": 99999999}')", "V from 2 to 1048576"),
         ("print('[' * 60_000)", "which is not a JSON object"),
@@ -136,7 +136,7 @@ EACH = "for line in sys.stdin:\n    n = len(json.loads(line)['ids'])\n    "
         ("print(json.dumps({'nats': [1.0] * n}), flush=True)", r"\d+ numbers as 'nats'"),
         ("print(json.dumps({'nats': [1.0] * 9999}), flush=True)", "9999 numbers as 'nats'"),
         ("print('{\"nats\": [' + '1,' * 999999 + '1]}', flush=True)", "wrote a line of more than"),
-        ("print('{\"nats\": [NaN]}', flush=True)", "not a JSON object of numbers"),
+        ("print('{\"nats\": [NaN]}', flush=True)", "wrote NaN, which is not a number"),
         ("print('{\"nats\": [' + '9' * 999 + ']}', flush=True)", "no list of numbers"),
         ("print('{\"nats\": [1, true]}', flush=True)", "no list of numbers as 'nats'"),
         ('print(\'{"nats": [1, 1], "index": [1]}\', flush=True)', "2 costs and 1 places for"),

@@ -294,7 +294,12 @@ class CurrentFlip(Trial):
         """Return the sentence for a probe without findings."""
         words = "the distribution stays, and is the one charged"
         if self.rounds and self.bench.rows is not None:
-            words += f" within the {self.bench.rows.row_tolerance_nats:g} nats that it states"
+            mean, error = mean_error(np.array(self.shaved))
+            words += (
+                f" within the {self.bench.rows.row_tolerance_nats:g} nats that it states; on "
+                f"average costs lie {mean:.2g} +- {5 * error:.2g} nats below the rows, so the "
+                f"scorer may gain up to {max(0.0, mean + 5 * error):.2g} nats a token unseen"
+            )
         return words
 
     def power(self) -> str:

@@ -96,6 +96,11 @@ class Pipe:
         try:
             # Costs may be infinite, but not NaN.
             found = json.loads(line, parse_constant=_constant)
+        except _NoNumber:
+            raise UserError(
+                f"{self.name} wrote NaN, which is not a number; a cost is a number of nats, or "
+                "Infinity for a token that cannot come"
+            ) from None
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
@@ -151,7 +156,11 @@ class Pipe:
         return any(select.select(reads, writes, [], seconds)[:2])
 
 
+class _NoNumber(ValueError):  # noqa: N818 - it becomes a sentence
+    """NaN in the place of a number."""
+
+
 def _constant(name: str) -> float:
     if name == "NaN":
-        raise ValueError("not a number")
+        raise _NoNumber(name)
     return float(name)

@@ -15,6 +15,8 @@ from fairway.base.arrays import IntArray
 OPEN_NOISE_NATS = 0.1
 # A text that is one token shorter or longer may change the mean cost of a token by this much.
 _EDGE_NATS = 0.1
+# The mean cost of a token may be this much lower or higher after another first question.
+_FIRST_NATS = 1e-3
 # This many totals in strictly falling or rising order are not noise either (2 of 40,320 orders).
 _TREND = 8
 
@@ -29,6 +31,8 @@ class Replay(Trial):
     turn = 0
     totals: list[float]
     started_anew = 0
+    # How often a fresh scorer heard another text before the text.
+    other_first = 0
 
     def steps(self) -> Iterator[None]:
         """Ask twice at first, then once a step; some of the questions go to a fresh scorer."""
@@ -47,7 +51,36 @@ class Replay(Trial):
             return
         with bench.anew() as fresh:
             self.started_anew += fresh is not None
-            self._compare(bench.scorer if fresh is None else fresh)
+            if fresh is not None and self.started_anew % 2 == 0:
+                self._after_another(fresh)
+            else:
+                self._compare(bench.scorer if fresh is None else fresh)
+
+    def _after_another(self, fresh: Scorer) -> None:
+        """Let a fresh scorer hear another text first: it must not favour the first text it hears.
+
+        A small gain at every token passes as noise of single costs, so the mean is judged, too.
+        """
+        bench, text = self.bench, self.bench.text
+        if self.other_first % 2:
+            other = of_pieces(text, bench.bos_id, len(text), bench.draw)
+        else:
+            other = bench.changed(text, np.arange(1, len(text)))
+        scored(fresh, other)
+        self.other_first += 1
+        self._compare(fresh)
+        moved = scored(fresh, text).by_index(len(text)) - bench.costs(text).by_index(len(text))
+        moved = moved[1:][np.isfinite(moved[1:])]
+        spread = np.ptp(self.totals) / max(1, len(text) - 1)
+        if self.wrong or len(moved) < 2:
+            return
+        mean, error = mean_error(moved)
+        if abs(mean) - 5 * error > _FIRST_NATS + 2 * spread:
+            self.worst = abs(mean)
+            self.convict(
+                f"a token costs {abs(mean):.2g} nats {'more' if mean > 0 else 'less'} on average "
+                "if the scorer has heard another text first: the first text is favoured"
+            )
 
     def _compare(self, scorer: Scorer) -> None:
         bench = self.bench

@@ -20,6 +20,9 @@ _LEAST_ASKED, _FEWEST_ASKED = 48, 16
 # The share of the remaining time that one place may take, and the seconds that it may always take.
 _PLACE, _FREE_S = 0.1, 0.01
 _OTHER_PLACES = 40
+# From how many places on the mean of their sums is judged. Noise is allowed at every place, but it
+# has no sign: a mean above one would be worth that much at every token.
+_FEWEST_MEAN = 8
 
 
 class Substitution(Trial):
@@ -37,6 +40,7 @@ class Substitution(Trial):
         text = bench.text
         self.looked: set[int] = set()
         self.excesses: list[float] = []
+        self.judged_at = _FEWEST_MEAN
         self.once_s = max(bench.seconds_of(lambda: scored(bench.scorer, text)), 1e-9)
         habits = texts.of_habits(text, bench.words, bench.bos_id, bench.draw)
         pieces = texts.of_pieces(text, bench.bos_id, len(text), bench.draw)
@@ -87,8 +91,23 @@ class Substitution(Trial):
         self.see(abs(found.excess), found.index)
         if not found.doubt:
             self.excesses.append(found.excess)
+            self._judge_mean()
             if place.ids is bench.text:
                 self.looked.add(place.index)
+
+    def _judge_mean(self) -> None:
+        """Convict if sums lie above one on average, although each is within the noise allowed."""
+        # Judged only when the number has doubled, so that chance gets few tries.
+        if len(self.excesses) < self.judged_at:
+            return
+        self.judged_at = 2 * len(self.excesses)
+        mean, error = mean_error(np.array(self.excesses))
+        if mean - 5 * error > SUM_TOLERANCE:
+            self.worst, self.position = mean, None
+            self.convict(
+                f"the probabilities sum to {1 + mean:.4g} on average of {len(self.excesses)} places"
+                ", more than one; noise explains single sums, not their mean"
+            )
 
     def _sum(self, place: Place) -> Sum:
         bench = self.bench
@@ -117,8 +136,8 @@ class Substitution(Trial):
         mean, error = mean_error(excess)
         if abs(mean) > max(0.02 * SUM_TOLERANCE, 5 * error):
             words += (
-                f"; the mean excess is {mean:+.2g}, alike at {len(excess)} places: less than the "
-                f"{SUM_TOLERANCE} allowed, and worth {abs(mean):.2g} nats a token to "
+                f"; the mean excess is {mean:+.2g} +- {5 * error:.2g}, alike at {len(excess)} "
+                f"places: {SUM_TOLERANCE} are allowed; it is worth {abs(mean):.2g} nats a token to "
                 f"{'the scorer' if mean > 0 else 'nobody'}"
             )
         return words
