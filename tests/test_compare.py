@@ -108,7 +108,7 @@ def test_a_run_beside_a_record(run: Path) -> None:
     assert "another text, or only a part of it" in told
     assert "trained on cpu" in told and "8 x H100" in told
     assert f"{run} is one run, pr1858 the mean of 3 seeds" in told
-    assert "deviation of 0.0004 in 'bpb, sliding'" in told
+    assert "deviation of 0.0004 in 'bpb, adapted'" in told
 
 
 def test_a_run_on_the_records_text_is_comparable(run: Path) -> None:
@@ -198,7 +198,7 @@ def test_runs_with_commas_between_are_seeds_of_one_system(run: Path, tmp_path: P
     found = compare(f"{run},{other}", "pr1858")
     sample = found["statistics"]["samples"][f"{run},{other}"]
     assert (sample["n"], sample["sd"]) == (2, pytest.approx(0.01 / 2**0.5))
-    assert found["a"]["figures"]["bpb, ttt"]["seeds"] == 2
+    assert found["a"]["figures"]["bpb, adapted"]["seeds"] == 2
     change(other, lambda r: r["text"].update(digest="0" * 64))
     with pytest.raises(UserError, match="scored on different texts"):
         compare(f"{run},{other}", "pr1858")

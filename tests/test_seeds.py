@@ -106,6 +106,7 @@ def test_an_unfinished_seed_is_resumed_and_seeds_share_out_gpus_and_cores(
     seed_folder(tmp_path, 2).mkdir()
     (seed_folder(tmp_path, 2) / "checkpoint.safetensors").touch()
     monkeypatch.setattr("fairway.pipeline.jobs.usable_cores", lambda: 64)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS")
     run_seeds(Plan("smoke", (), (1, 2), at_once=2, processes=4), tmp_path, quiet)
     assert {c[c.index("--set") + 1]: "--resume" in c for c in runner.commands} == {
@@ -115,6 +116,25 @@ def test_an_unfinished_seed_is_resumed_and_seeds_share_out_gpus_and_cores(
     assert runner.processes == [4, 4]
     assert set(runner.gpus) == {"0,1,2,3", "4,5,6,7"}
     assert runner.threads == ["8", "8"]
+
+
+@pytest.mark.parametrize(("gpus", "overrides"), [(0, ()), (1, ("runtime.device=cpu",))])
+def test_seeds_at_once_without_gpus_get_none(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, overrides: Any
+) -> None:
+    runner = use(monkeypatch, smoke_run)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    run_seeds(Plan("smoke", overrides, (1, 2), at_once=2), tmp_path, quiet)
+    assert set(runner.gpus) == {None}
+
+
+@pytest.mark.parametrize(("gpus", "at_once", "processes"), [(1, 2, 1), (3, 4, 1), (3, 2, 2)])
+def test_more_seeds_at_once_than_gpus_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, at_once: int, processes: int
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(UserError, match=f"torch sees {gpus} GPUs; lower it"):
+        run_seeds(Plan("smoke", (), (1, 2), at_once, processes), tmp_path, quiet)
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])

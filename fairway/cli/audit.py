@@ -126,7 +126,7 @@ def audit(
     _check(run, asked, tokens, beside, overrides)
     if run is not None:
         budget = [] if budget_s is None else [f"audit.budget_s={budget_s}"]
-        facts = _run(run, [*(overrides or []), *budget], as_json)
+        facts = _run(run, [*(overrides or []), *budget])
     else:
         assert asked is not None and tokens is not None
         how = {"budget_s": budget_s or 60.0, "seed": seed or 0}
@@ -196,10 +196,12 @@ def _check(
             "--program and --scorer take --tokens FILE, a JSON list of token ids, and no --set"
         )
     if None not in beside[1:]:
-        raise UserError("name --bytes or --tokenizer: both say how many bytes the text has")
+        raise UserError(
+            "give either --bytes or --tokenizer; each of them tells how many bytes the text has"
+        )
 
 
-def _run(path: Path, overrides: list[str], as_json: bool) -> dict[str, Any]:
+def _run(path: Path, overrides: list[str]) -> dict[str, Any]:
     import sys
 
     from fairway.pipeline.run import open_run
@@ -274,7 +276,7 @@ def audit_record(
 ) -> None:
     """Check records of others: bytes, times, seeds, scores, source.
 
-    The exit code is 1 if something is invalid, else 2 if an audit could not finish, else 0.
+    The exit code is 1 if something is invalid, else 2 if a record could not be judged, else 0.
     """
     _records(paths, page, whole, as_json)
 
@@ -283,7 +285,7 @@ def _records(paths: list[Path], page: Path | None, whole: bool, as_json: bool) -
     """Audit records, logs and scripts, report the findings, and exit with the matching code."""
     from fairway.audit.records.fence import Reader
     from fairway.audit.records.folder import records_in
-    from fairway.audit.records.telling import as_facts, failed
+    from fairway.audit.records.telling import as_facts, judged
     from fairway.base.files import write_atomic
     from fairway.report.audited import is_page, records_page
 
@@ -303,7 +305,7 @@ def _records(paths: list[Path], page: Path | None, whole: bool, as_json: bool) -
         emit(False, None, *_lines(paths, audits, whole), beside=page)
     if not all(one.valid for one in audits):
         raise typer.Exit(1)
-    if any(failed(one) for one in audits):
+    if any(judged(one) == "not judged" for one in audits):
         raise typer.Exit(2)
 
 

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from fairway.base.errors import UserError
+
 # A function that ends a collective: after it the device's stream (or the CPU) has the result.
 Wait = Callable[[], object]
 # torch 2.13 renamed these two and warns about the old names; torch 2.11 has only the old ones.
@@ -90,17 +92,30 @@ ALONE = Ranks()
 
 
 def join_ranks() -> Ranks:
-    """Return this process's ranks: those `torchrun` set, else a single one."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """Return this process's ranks: those `torchrun` set, else a single one.
+
+    Raises UserError for variables that `torchrun` does not set so.
+    """
+    world = _variable("WORLD_SIZE", "1")
     if world == 1:
         return Ranks()
-    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
+    ranks = Ranks(_variable("RANK"), world, _variable("LOCAL_RANK", "0"))
     if ranks.local < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local)
     if not dist.is_initialized():
         # Gloo is kept for decisions of the hosts; NCCL would wait for the device.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return ranks
+
+
+def _variable(name: str, usual: str = "") -> int:
+    value = os.environ.get(name, usual)
+    if not (value.isascii() and value.isdigit() and len(value) < 9):
+        raise UserError(
+            f"the variable {name} is '{value}' and not a number; start the processes with "
+            "torchrun, or unset WORLD_SIZE"
+        )
+    return int(value)
 
 
 def seed_everything(seed: int) -> None:

@@ -34,7 +34,7 @@ def compose(
     stages = {
         name.removeprefix("score."): value
         for name, value in facts.items()
-        if name.startswith("score.")
+        if name.startswith("score.") and value is not None
     }
     for fault in text_faults(stages, facts["text"] or {}):
         raise UserError(f"the scores in {folder.path} are not of one text: {fault}; score it again")

@@ -115,6 +115,19 @@ def gpus_of_slots(slots: int, processes: int = 1) -> list[str | None]:
     return [",".join(gpus[at : at + processes]) for at in range(0, count, processes)]
 
 
+def host_of(slots: int, processes: int, gpus: int, cards: Sequence[str] = ()) -> "Host":
+    """Return the slots of this host, of which torch sees a number of GPUs; without any, CPU slots.
+
+    A single run gets all GPUs that this process sees. Raises UserError if the GPUs do not suffice.
+    """
+    if slots == 1 or not gpus:
+        return Host([None] * slots)
+    if slots * processes > gpus:
+        each = f" with {processes} GPUs each" if processes > 1 else ""
+        raise UserError(f"--at-once is {slots}{each}, but torch sees {gpus} GPUs; lower it")
+    return Host(gpus_of_slots(slots, processes), cards)
+
+
 class Host:
     """This host: one slot for each given set of GPUs; None uses the visible ones.
 
@@ -178,5 +191,7 @@ def last_word(log: Path, start: int, code: int) -> str:
     if own:
         return own[-1]
     if code < 0:
-        return f"killed by signal {-code} ({signal.Signals(-code).name})"
+        # Signals of real time have no name.
+        named = {int(one): f" ({one.name})" for one in signal.Signals}
+        return f"killed by signal {-code}{named.get(-code, '')}"
     return lines[-1] if lines else f"exit code {code}"

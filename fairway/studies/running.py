@@ -29,7 +29,7 @@ from fairway.config.written import to_dict
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import make_plan
 from fairway.pipeline.folder import RunFolder, locked
-from fairway.pipeline.jobs import Host, Job, Place, gpus_of_slots, run_jobs
+from fairway.pipeline.jobs import Host, Job, Place, host_of, run_jobs
 from fairway.pipeline.text import check_text, embedded_reads, given_tokenizer, open_text
 from fairway.studies.arms import BASE, NOISE, Arm, Study, digest
 from fairway.studies.lines import LINES, Line, append
@@ -246,11 +246,7 @@ def _gpus(study: Study) -> int:
 def _host(study: Study, where: Where) -> Host:
     """Return the slots of this host; UserError for more runs at once than GPUs."""
     gpus, slots = _gpus(study), slots_of(study, where)
-    if not gpus:
-        return Host([None] * slots)
-    if slots > gpus:
-        raise UserError(f"--at-once is {slots}, but torch sees {gpus} GPUs; lower it")
-    return Host(gpus_of_slots(slots), _cards(slots) if slots > 1 else ())
+    return host_of(slots, 1, gpus, _cards(slots) if 1 < slots <= gpus else ())
 
 
 def _cards(slots: int) -> list[str]:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fairway.base.errors import UserError
 from fairway.base.files import write_json
 from fairway.pipeline.folder import locked, sweep
-from fairway.pipeline.jobs import Host, Job, gpus_of_slots, run_jobs
+from fairway.pipeline.jobs import Job, host_of, run_jobs
 from fairway.pipeline.results import read_results
 from fairway.train.steps import Say
 
@@ -70,9 +72,8 @@ def _failures(plan: Plan, out: Path, say: Say) -> dict[int, str]:
     def ended(job: Job, reason: str) -> None:
         failures[int(job.name)] = reason
 
-    # If seeds run one at a time, each has all GPUs that this process sees.
-    gpus = gpus_of_slots(plan.at_once, plan.processes) if plan.at_once > 1 else [None]
-    run_jobs(following, ended, Host(gpus))
+    gpus = 0 if "runtime.device=cpu" in plan.overrides else torch.cuda.device_count()
+    run_jobs(following, ended, host_of(plan.at_once, plan.processes, gpus))
     return failures
 
 

@@ -210,9 +210,11 @@ def _require_budgets(
 def commit_of_sources() -> tuple[str, list[str]]:
     """Return the commit of the sources and the changed files, from git.
 
-    Without git, or for an installed package, the version takes the place of the commit.
+    Without git, or for an installed package, the version takes the place of the commit. In a
+    container the sources often belong to another user. Git then refuses to read them, because their
+    configuration could start programs; but these sources are running already.
     """
-    git = ["git", "-C", str(Path(fairway.__file__).parent)]
+    git = ["git", "-c", "safe.directory=*", "-C", str(Path(fairway.__file__).parent)]
     try:
         known = subprocess.run(
             [*git, "ls-files", "--error-unmatch", "version.py"], capture_output=True, check=False

@@ -1,5 +1,6 @@
 """Runs that end at once: their scores are what a test says, in folders that look like real ones."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +27,9 @@ def noisy(effects: dict[str, float], sd: float = 0.001) -> Score:
 def memory(bpb: float, device: str = "fake") -> dict[str, Any]:
     """Return what a run folder remembers of a training and the scores of its weights."""
     train = {"looping": False, "steps": 4, "tokens": 4096, "seconds": 2.0, "tokens_per_s": 2048.0}
+    nats = bpb * 1500 * math.log(2.0)
     score = {
-        "bpb": bpb, "nats": 1.0, "nats_per_token": 1.0, "seconds": 0.1, "tokens": 10,
+        "bpb": bpb, "nats": nats, "nats_per_token": nats / 10, "seconds": 0.1, "tokens": 10,
         "bytes": 1500, "file_digest": "", "trail": [],
     }  # fmt: skip
     kept = {"key": "", "reads": {"data": "d" * 64}, "files": {}, "seconds": 3.0}

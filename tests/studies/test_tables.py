@@ -15,6 +15,7 @@ from studies.fake import noisy
 
 from fairway.base.errors import UserError
 from fairway.base.files import canonical_json, digest_bytes
+from fairway.config.settings import MOST_SEED
 from fairway.studies.lines import (
     LINES,
     Line,
@@ -99,6 +100,19 @@ SPOILT = {
     "no clock": lambda text: sealed(clock="moon"),
     "no plan": lambda text: sealed(planned=0),
     "a huge plan": lambda text: sealed(planned=2**62),
+    "a pair below 0": lambda text: sealed(pair=-1),
+    "a pair above all": lambda text: sealed(pair=1000),
+    "a seed below 0": lambda text: sealed(seed=-1),
+    "steps below 0": lambda text: sealed(steps=-1),
+    "tokens below 0": lambda text: sealed(tokens=-1),
+    "a training below 0 s": lambda text: sealed(train_s=-0.1),
+    "a run below 0 s": lambda text: sealed(whole_s=-0.1),
+    "no text": lambda text: sealed(text_bytes=0),
+    "an artifact of nothing": lambda text: sealed(artifact_bytes=0),
+    "code below 0": lambda text: sealed(code_bytes=-1),
+    "memory below 0": lambda text: sealed(peak_bytes=-1),
+    "a score of 0": lambda text: sealed(bpb={"raw": 1.3, "ema": 0.0}),
+    "a score below 0": lambda text: sealed(bpb={"raw": -2.0, "ema": 1.2}),
     "an arm that is no name": lambda text: sealed(arm="a\x1b[31m"),
     "an arm that is a path": lambda text: sealed(arm="../up"),
     "deeply nested": lambda text: b"[" * 9999 + b"\n",
@@ -113,6 +127,34 @@ def test_what_no_study_wrote_is_told_by_its_line(name: str, tmp_path: Path, cli:
     done = cli("ablate", "--merge", file)
     assert done.code == 2 and f"{file}, line 2: " in done.err
     assert len(done.err.strip().splitlines()) == 1 and len(done.err) < 700
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "bound"),
+    [
+        ("pair", -5, "least is 0"),
+        ("pair", 10**9, "most is 999"),
+        ("planned", 0, "least is 1"),
+        ("planned", 1001, "most is 1,000"),
+        ("seed", 2**63 - 1, f"most is {MOST_SEED:,}"),
+        ("text_bytes", 0, "least is 1"),
+        ("train_s", -1.0, "least is 0"),
+    ],
+)
+def test_a_number_that_no_run_has_is_told_with_its_bound(
+    field: str, value: object, bound: str, tmp_path: Path
+) -> None:
+    (tmp_path / LINES).write_bytes(written(LINE) + sealed(**{field: value}))
+    with pytest.raises(UserError, match=f"line 2: its '{field}' is {value}, but the {bound}"):
+        read_lines(tmp_path / LINES)
+
+
+def test_the_least_and_the_most_numbers_of_a_run_are_read(tmp_path: Path) -> None:
+    least = {"pair": 0, "planned": 1, "seed": 0, "steps": 0, "train_s": 0.0, "text_bytes": 1}
+    most = {"pair": 999, "planned": 1000, "seed": MOST_SEED, "bpb": {"raw": 1e-9}}
+    for fields in (least, most, {"steps": None, "train_s": None, "text_bytes": None, "bpb": {}}):
+        (tmp_path / LINES).write_bytes(sealed(**fields))
+        assert read_lines(tmp_path / LINES) == [replace(LINE, **fields)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -150,9 +192,54 @@ def test_pairs_are_of_one_seed_device_and_source() -> None:
 def test_runs_count_once_and_success_counts_before_failure() -> None:
     base, wide = lines({"wide": -0.01}, pairs=1)
     failed = replace(wide, failed="no", bpb={})
-    kept, twice = once_each([failed, base, base, wide])
+    kept, twice = once_each({Path("a"): [failed, base, base, wide]})
     assert kept == [base, wide] and twice == 1
-    assert once_each([failed, base])[0] == [base, failed] or len(once_each([failed, base])[0]) == 2
+    assert once_each({Path("a"): [failed], Path("b"): [base]}) == ([failed, base], 0)
+
+
+def test_a_repetition_may_take_other_time_and_memory(write: Callable[..., Path]) -> None:
+    runs = lines({"wide": -0.01})
+    again = [replace(run, train_s=3.0, whole_s=8.0, peak_bytes=7, commit="e") for run in runs]
+    table, said = merge([write("a", *runs), write("b", *again)], None, 0.05)
+    assert table.lines == runs and "8 runs are in more than one table" in said[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bpb": {"raw": 2.0, "ema": 0.5}},
+        {"bpb": {"raw": 2.0}},
+        {"steps": 5},
+        {"tokens": 1},
+        {"text_bytes": 1501},
+        {"artifact_bytes": 9},
+        {"code_bytes": 9},
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_two_results_of_one_run_are_refused_in_any_order(
+    change: dict[str, object], turned: bool, write: Callable[..., Path], cli: Cli
+) -> None:
+    runs = lines({"wide": -0.01})
+    other = replace(runs[3], **change)  # type: ignore[arg-type]
+    files = [write("a", *runs), write("b", *runs[:3], other, *runs[4:])][:: -1 if turned else 1]
+    done = cli("ablate", "--merge", files[0], "--merge", files[1])
+    told = f"arm 'wide' with seed 2 is in {files[0]} and in {files[1]}, with different results ("
+    assert done.code == 2 and told in done.err and next(iter(change)) in done.err
+    assert "leave one table out" in done.err and done.err.count("\n") == 1
+    # In one table, too; a study itself reads its table in the same way.
+    (path := write("c", *runs)).write_bytes(path.read_bytes() + written(other))
+    done = cli("ablate", "--merge", path)
+    assert done.code == 2 and f"is in {path} twice" in done.err and "leave" not in done.err
+
+
+def test_runs_that_differ_in_what_identifies_them_are_no_contradiction(
+    write: Callable[..., Path],
+) -> None:
+    runs = lines({"wide": -0.01})
+    for change in ({"device": "two"}, {"sources": "t" * 16}):
+        others = [replace(run, bpb={"raw": 3.0, "ema": 2.5}, **change) for run in runs]  # type: ignore[arg-type]
+        assert len(merge([write("a", *runs), write("b", *others)], None, 0.05)[0].lines) == 16
 
 
 def test_tables_of_several_people_are_joined(write: Callable[..., Path], cli: Cli) -> None:
