@@ -82,7 +82,7 @@ class TttConfig:
     )
     lora_frozen_share: float = opt(
         0.0,
-        "Predictions average probabilities: this share is the model's without adapters (lora).",
+        "Weight of the model without adapters in the average of probabilities; 0 is off (lora).",
         lo=0.0,
         hi=0.99,
     )

@@ -15,8 +15,8 @@ class QuantConfig:
     )
     mlp_sigmas: float | None = opt(
         None,
-        "Clipping range of the MLP's matrices; none uses matrix_sigmas. If quant.fit raises that,"
-        " both rise in proportion.",
+        "Clipping range of the MLP's matrices; with 'none' it is matrix_sigmas. quant.fit raises"
+        " both in proportion.",
         lo=0.5,
         hi=100.0,
     )

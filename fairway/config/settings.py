@@ -152,8 +152,8 @@ class OptimConfig:
     )
     newton: float = opt(
         0.0,
-        "Newton-Muon multiplies gradients by the inverse second moment of a matrix's inputs. This"
-        " share of the moment's mean is added to its diagonal first. 0 turns it off.",
+        "Damping of Newton-Muon, which multiplies gradients by the inverse second moment of a"
+        " matrix's inputs: a share of the moment's mean that is added to its diagonal. 0 is off.",
         lo=0.0,
         hi=1000.0,
     )

@@ -73,7 +73,8 @@ class Pipeline(Work):
         self._do(self._run(resume and self._checkpoint()), lambda stage: stage.name == "train")
         if self.live and not self.live.opened:
             self.say(
-                "the training was kept and is not observed; `fairway runs --export` sends its steps"
+                "this training was finished already, so nothing was sent while it ran; "
+                "`fairway runs --export` sends its steps"
             )
         if self.ranks.first:
             self.folder.settle()
