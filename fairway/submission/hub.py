@@ -9,7 +9,13 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+)
 from huggingface_hub.errors import HFValidationError, HTTPError
 
 from fairway.api import load
@@ -89,7 +95,7 @@ def fetch_model(repo: str, out: Path, revision: str = "main") -> dict[str, Any]:
         staged = Path(folder)
         digests = _manifest(repo, commit, staged)
         for name in digests:
-            path = _download(repo, commit, name, staged)
+            path = _download(repo, commit, name, staged, _MOST_BYTES[name])
             if path.stat().st_size > _MOST_BYTES[name] or digest_file(path) != digests[name]:
                 raise UserError(
                     f"{name} of {repo} does not match {MANIFEST} (SHA-256 {digest_file(path)}, "
@@ -110,7 +116,7 @@ def _require_name(repo: str) -> None:
 
 def _manifest(repo: str, commit: str, staged: Path) -> dict[str, str]:
     """Return the digests of the files that Fairway reads from a repository."""
-    path = _download(repo, commit, MANIFEST, staged)
+    path = _download(repo, commit, MANIFEST, staged, _MOST_MANIFEST_BYTES)
     try:
         said = parse_json(read_bytes(path, _MOST_MANIFEST_BYTES))
     except ValueError as error:
@@ -124,10 +130,18 @@ def _manifest(repo: str, commit: str, staged: Path) -> dict[str, str]:
     return {name: digest for name, digest in files.items() if name in _MOST_BYTES}
 
 
-def _download(repo: str, commit: str, name: str, staged: Path) -> Path:
+def _download(repo: str, commit: str, name: str, staged: Path, most_bytes: int) -> Path:
+    """Download a file of at most this many bytes; its size is asked for before."""
     try:
-        found = Path(hf_hub_download(repo, name, revision=commit, local_dir=staged))
+        size_bytes = get_hf_file_metadata(hf_hub_url(repo, name, revision=commit)).size
+        fits = size_bytes is not None and size_bytes <= most_bytes
+        path = hf_hub_download(repo, name, revision=commit, local_dir=staged) if fits else ""
     except (HTTPError, OSError, ValueError) as error:
         raise hub_error(error, repo, commit, name) from None
-    assert PurePosixPath(name).name == name and found.name == name
-    return found
+    if not path:
+        told = "an unknown size" if size_bytes is None else f"{size_bytes:,} bytes"
+        raise UserError(
+            f"{name} of {repo} has {told}; Fairway downloads at most {most_bytes:,} bytes of it"
+        )
+    assert PurePosixPath(name).name == name and Path(path).name == name
+    return Path(path)

@@ -192,6 +192,9 @@ CHANGED: list[tuple[str, Callable[[bytes], bytes] | None, str]] = [
     ("fairway.json", lambda data: b'{"files": {"README.md": "0"}}', "has no artifact.fwy"),
     ("fairway.json", lambda data: data.replace(b'"artifact.fwy": "', b'"artifact.fwy": "0'),
      "artifact.fwy of {} does not match"),
+    ("fairway.json", lambda data: data + b" " * (1 << 16), "downloads at most 65,536 bytes of it"),
+    ("README.md", lambda data: data + bytes(1 << 20), "downloads at most 1,048,576 bytes of it"),
+    ("results.json", lambda data: data + bytes(1 << 23), "downloads at most 8,388,608 bytes of it"),
     ("fairway.json", None, "has no fairway.json; it was not made by `fairway push`"),
 ]  # fmt: skip
 

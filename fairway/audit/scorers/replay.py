@@ -69,7 +69,9 @@ class Replay(Trial):
         scored(fresh, other)
         self.other_first += 1
         self._compare(fresh)
-        moved = scored(fresh, text).by_index(len(text)) - bench.costs(text).by_index(len(text))
+        costs = [charged.by_index(len(text)) for charged in (scored(fresh, text), bench.costs(text))]
+        with np.errstate(invalid="ignore"):
+            moved = costs[0] - costs[1]
         moved = moved[1:][np.isfinite(moved[1:])]
         spread = np.ptp(self.totals) / max(1, len(text) - 1)
         if self.wrong or len(moved) < 2:
