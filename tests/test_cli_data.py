@@ -26,7 +26,12 @@ def test_data(cli: Cli, tmp_path: Path) -> None:
     assert built["train"]["documents"] + built["val"]["documents"] == 12
     shown = cli("data", "show", out, "--json").json
     assert shown["train_tokens"] == built["train"]["tokens"]
-    assert f"train_tokens: {built['train']['tokens']}\n" in cli("data", "show", out).out
+    assert shown["left_out"] == built["dropped"] and shown["vocab_size"] == 290
+    for name in ("documents", "bytes", "tokens"):
+        assert shown[f"val_{name}"] == built["val"][name]
+    said = cli("data", "show", out).out
+    assert f"train_tokens: {built['train']['tokens']}\n" in said
+    assert said.startswith("vocab_size: 290\n") and said.endswith("\nleft out: nothing\n")
 
     validation = tmp_path / "validation.txt"
     validation.write_text("Here is quite another text, which nothing else resembles at all.")
@@ -70,6 +75,64 @@ def test_building_says_what_was_left_out_and_replaces_when_told(
     assert cli("data", "show", ".").code == 0
     small = cli("data", "build", "../texts", "--vocab-size", 261, "--out", "small")
     assert small.code == 2 and "set --vocab-size" in small.err and "coverage" not in small.err
+
+
+def words(seed: int) -> str:
+    return " ".join(f"word{(seed * 7 + k * k) % 97} in text {seed}." for k in range(60))
+
+
+def test_a_collection_is_named(cli: Cli, tmp_path: Path) -> None:
+    texts = [words(number) for number in range(30)]
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
+    (tmp_path / "texts" / "all.txt").write_text("\n".join(texts))
+    told = cli("data", "build", tmp_path / "texts", "--out", tmp_path / "data", "--vocab-size", 290)
+    assert told.code == 0, told.err
+    assert told.out.splitlines()[2:4] == [
+        "left out: documents that hold the text of most others (1)",
+        "with the text of most others, and left out: all.txt",
+    ]
+    shown = cli("data", "show", tmp_path / "data").out
+    assert shown.endswith("\nleft out: documents that hold the text of most others (1)\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (["--case-ops"], "--case-ops has no effect with --tokenizer"),
+        (["--vocab-size", 290], "--vocab-size has no effect with --tokenizer"),
+        (["--vocab-size", 300, "--case-ops"], "have no effect with --tokenizer"),
+    ],
+)
+def test_options_of_a_new_tokenizer_are_refused_beside_a_given_one(
+    cli: Cli, data_folder: Path, tmp_path: Path, option: list[object], sentence: str
+) -> None:
+    (tmp_path / "a.txt").write_text(words(1))
+    given = ("--tokenizer", data_folder / "tokenizer.model")
+    ended = cli("data", "build", tmp_path / "a.txt", "--out", tmp_path / "data", *given, *option)
+    assert (ended.code, ended.out) == (2, "") and sentence in ended.err
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("tokenizer.json", b'{"added_tokens": []}', "it is a Hugging Face tokenizer (JSON)"),
+        ("a.tiktoken", b"IQ== 0\n", "it is a tiktoken file"),
+        ("a.model", b"", "it has 0 bytes"),
+        ("run/tokenizer.model", b"", "/run is a folder; name the file "),
+    ],
+)
+def test_another_kind_of_tokenizer_is_named(
+    cli: Cli, tmp_path: Path, name: str, content: bytes, sentence: str
+) -> None:
+    (tmp_path / "a.txt").write_text(words(1))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    given = tmp_path / name.split("/")[0]
+    ended = cli("data", "build", tmp_path / "a.txt", "--out", tmp_path / "d", "--tokenizer", given)
+    assert ended.code == 2 and sentence in ended.err and ended.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["One.\r\nTwo.\r\n", "One.\n", "\ufeffOne\rTwo", "  One \t"])

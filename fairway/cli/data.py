@@ -38,6 +38,8 @@ CaseOps = Annotated[
     ),
 ]
 NewCommit = Annotated[bool, flag("--new-commit", "Replace shards of another commit in the folder.")]
+# So many names of documents are printed; the manifest has all.
+_MOST_NAMES = 3
 
 
 @data_app.command("build", cls=Verb)
@@ -97,7 +99,15 @@ def data_build(
         left_out=left_out,
         replace=replace,
     )
-    emit(as_json, manifest, *data_lines(manifest), _how_to_train("built", out))
+    lines = [*data_lines(manifest), *_collections(manifest["split"].get("collections", []))]
+    emit(as_json, manifest, *lines, _how_to_train("built", out))
+
+
+def _collections(names: list[str]) -> list[str]:
+    """Return a line with the first names of documents that hold most others, if any."""
+    more = [f"{len(names) - _MOST_NAMES:,} more"] if len(names) > _MOST_NAMES else []
+    told_of = ", ".join([*names[:_MOST_NAMES], *more])
+    return [f"with the text of most others, and left out: {told_of}"] if names else []
 
 
 def _require_sense(context: typer.Context, text: bool, tokenizer: bool, validation: bool) -> None:
@@ -105,7 +115,8 @@ def _require_sense(context: typer.Context, text: bool, tokenizer: bool, validati
     if not text:
         raise UserError("name text files to build from, or pass --embedded, but not both")
     if tokenizer:
-        require_none(context, "with --tokenizer, which has its own tokens", "vocab_size")
+        own = "with --tokenizer, which has its own tokens"
+        require_none(context, own, "vocab_size", "case_ops")
     if validation:
         require_none(context, "with --validation, which is the whole validation text", "val_share")
 
@@ -142,9 +153,13 @@ def data_show(
     folder: Annotated[Path, path_argument("FOLDER", "A data folder.")], as_json: Json = False
 ) -> None:
     """Check a data folder and print what is in it."""
+    from fairway.data.documents import told
     from fairway.data.folder import DataFolder
 
     source = DataFolder.open(folder)
     source.verify()
-    facts = source.facts()
-    emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
+    facts = source.description()
+    left_out = facts["left_out"]
+    told_of = [] if left_out is None else [told(left_out) or "left out: nothing"]
+    shown = {name: value for name, value in facts.items() if name != "left_out"}
+    emit(as_json, facts, *[f"{name}: {value}" for name, value in shown.items()], *told_of)

@@ -4,12 +4,12 @@ Everything in the folder depends only on the documents and the settings. A folde
 or refused by every reader (`fairway/base/folders.py`).
 """
 
+import dataclasses
 import functools
 import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json, write_atomic, write_json
 from fairway.base.folders import behind, held, new_folder, refuse_foreign
 from fairway.base.outputs import require_folder
+from fairway.base.units import counted
 from fairway.data.documents import Document, LeftOut, corpus_digest, document_key, told
 from fairway.data.folder import (
     FORMAT,
@@ -29,13 +30,21 @@ from fairway.data.folder import (
     DataFolder,
     Validation,
     is_unfinished,
+    tokenizer_record,
     unfinished_record,
 )
 from fairway.data.guard import NEAR_SHARE, Split, check_overlap, split_documents
 from fairway.data.parallel import map_parallel
 from fairway.data.shards import Tokens, write_shard
 from fairway.data.shingles import SHINGLE_CHARS, SHINGLE_WORDS
-from fairway.data.tokens import Ids, Tokenizer, join_documents, prove_bytes, train_tokenizer
+from fairway.data.tokens import (
+    Ids,
+    Tokenizer,
+    join_documents,
+    prove_bytes,
+    same_characters,
+    train_tokenizer,
+)
 
 __all__ = ["DataFolder", "Validation", "build_data"]
 
@@ -49,14 +58,14 @@ _CHUNK_CHARS = 1_000_000
 _SHARD = re.compile(r"fairway_(train|val)_\d+\.bin")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Encoded:
-    """One side: its token stream, its documents, their canonical bytes, and the dropped number."""
+    """One side: its token stream, its documents, their canonical bytes, and what was left out."""
 
     tokens: Tokens
     documents: list[Document]
     bytes: int
-    dropped: int
+    dropped: LeftOut
 
 
 def build_data(
@@ -77,10 +86,10 @@ def build_data(
 
     Without a tokenizer, one of `vocab_size` pieces is trained on the training side, with marks for
     capital letters if `case_ops`; a given tokenizer must then have them. Documents that the
-    tokenizer cannot restore exactly are left out and counted; `left_out` has the counts of the
-    reader. All documents are held in memory. Raises UserError if there is no text, if text overlaps
-    with given validation documents, if the tokenizer has another size, if `out` contains other
-    files, or Fairway data without `replace`, and for a full or read-only disk.
+    tokenizer cannot restore, apart from white space, are left out and counted; `left_out` has the
+    counts of the reader. All documents are held in memory. Raises UserError if there is no text, if
+    text overlaps with given validation documents, if the tokenizer has another size, if `out`
+    contains other files, or Fairway data without `replace`, and for a full or read-only disk.
     """
     _check_out(out, replace)
     left_out = LeftOut() if left_out is None else left_out
@@ -93,23 +102,26 @@ def build_data(
         tokenizer = tokenizer or Tokenizer.from_bytes(
             train_tokenizer(_sample(split.train), vocab_size, case_ops)
         )
-        train = _encode(tokenizer, sorted(split.train, key=document_key), "encoding training text")
-        val = _encode(tokenizer, split.val, "encoding validation text")
+        train = _encode(tokenizer, sorted(split.train, key=document_key), "training")
+        val = _encode(tokenizer, split.val, "validation")
         _check_bytes(tokenizer, val)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "corpus_sha256": digest,
-            "tokenizer": _tokenizer_record(tokenizer),
+            "tokenizer": tokenizer_record(tokenizer),
             "split": {
                 "rule": "given" if val_documents is not None else _SPLIT_RULE,
                 "val_share": val_share if val_documents is None else None,
                 "near_duplicate": _NEAR_RULE,
+                **({"collections": split.collections} if split.collections else {}),
             },
             "dropped": {
                 **left_out,
                 **split.dropped,
-                "not_representable": train.dropped + val.dropped,
+                "not_representable": 0,
+                # Only reasons that occurred: a new one must not change the digest of other data.
+                **(train.dropped + val.dropped),
             },
             "provenance": provenance or {},
         }
@@ -162,11 +174,11 @@ def _split(
     train = [document for document in given if document.text.strip()]
     if not train:
         reasons = f" ({told(left_out)})" if told(left_out) else ""
-        raise UserError(f"there is no text in the {len(given)} documents given{reasons}")
+        raise UserError(f"there is no text in the {counted(len(given), 'document')} given{reasons}")
     blank = len(given) - len(train)
     if val_documents is None:
         split = split_documents(train, val_share)
-        return Split(split.train, split.val, {"blank": blank, **split.dropped})
+        return dataclasses.replace(split, dropped={"blank": blank, **split.dropped})
     given = list(val_documents)
     val = [document for document in given if document.text.strip()]
     if not val:
@@ -189,16 +201,28 @@ def _sample(documents: Iterable[Document]) -> Iterator[str]:
 # Encoding
 
 
-def _encode(tokenizer: Tokenizer, documents: list[Document], description: str) -> _Encoded:
+def _encode(tokenizer: Tokenizer, documents: list[Document], side: str) -> _Encoded:
     chunks = list(_chunks(documents))
     encode = functools.partial(_encode_texts, tokenizer.data)
-    results = list(map_parallel(encode, [[d.text for d in chunk] for chunk in chunks], description))
+    texts = [[document.text for document in chunk] for chunk in chunks]
+    results = list(map_parallel(encode, texts, f"encoding {side} text"))
     sizes = [size for _, found in results for size in found]
-    kept = [document for document, size in zip(documents, sizes, strict=True) if size]
+    kept = [d for d, size in zip(documents, sizes, strict=True) if isinstance(size, int)]
+    dropped = LeftOut(size for size in sizes if isinstance(size, str))
     if not kept:
-        raise UserError("the tokenizer can represent none of the documents; take another one")
+        raise _nothing_left(side, dropped)
     tokens = np.concatenate([part for part, _ in results])
-    return _Encoded(tokens, kept, sum(sizes), len(documents) - len(kept))
+    total = sum(size for size in sizes if isinstance(size, int))
+    return _Encoded(tokens, kept, total, dropped)
+
+
+def _nothing_left(side: str, dropped: LeftOut) -> UserError:
+    remedy = (
+        "train a new tokenizer: leave out --tokenizer"
+        if dropped["changed_by_tokenizer"]
+        else "give text without U+2581, which tokenizers use as their sign for a blank"
+    )
+    return UserError(f"no {side} text remains for this tokenizer ({told(dropped)}); {remedy}")
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -215,16 +239,22 @@ def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield chunk
 
 
-def _encode_texts(model: bytes, texts: list[str]) -> tuple[Tokens, list[int]]:
-    """Return the token stream of texts, and each one's canonical bytes, 0 if it is left out."""
+def _encode_texts(model: bytes, texts: list[str]) -> tuple[Tokens, list[int | str]]:
+    """Return the token stream of texts, and each one's canonical bytes, or why it is left out."""
     tokenizer = _tokenizer(model)
     documents: list[Ids] = []
-    sizes: list[int] = []
-    for text in map(tokenizer.canonical, texts):
-        ids = tokenizer.encode_exactly(text)
-        if text and ids is not None:
+    sizes: list[int | str] = []
+    for text in texts:
+        form = tokenizer.canonical(text)
+        ids = tokenizer.encode_exactly(form)
+        # Otherwise the score would count the bytes of another text than the user's.
+        if not same_characters(text, form):
+            sizes.append("changed_by_tokenizer")
+        elif ids is None:
+            sizes.append("not_representable")
+        else:
             documents.append(ids)
-        sizes.append(len(text.encode()) if ids is not None else 0)
+            sizes.append(len(form.encode()))
     return join_documents(tokenizer, documents), sizes
 
 
@@ -235,15 +265,6 @@ def _tokenizer(model: bytes) -> Tokenizer:
 
 # ---------------------------------------------------------------------------------------------
 # Writing
-
-
-def _tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
-        "sha256": tokenizer.digest,
-        "vocab_size": tokenizer.vocab_size,
-        "lossless": tokenizer.lossless,
-        **({"case_ops": True} if tokenizer.case_ops else {}),
-    }
 
 
 def _write_side(folder: Path, split: str, side: _Encoded, shard_tokens: int) -> dict[str, Any]:

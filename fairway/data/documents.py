@@ -20,6 +20,10 @@ REASONS = {
     "repeats": "repeats of another document",
     "train_near_validation": "training documents too near to validation text",
     "validation_near_train": "validation documents too near to training text",
+    "collection": "documents that hold the text of most others",
+    "changed_by_tokenizer": (
+        "documents in which the tokenizer changes other characters than blanks and line ends"
+    ),
     "not_representable": "documents that the tokenizer cannot restore",
 }
 

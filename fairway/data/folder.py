@@ -6,7 +6,9 @@ copied from the challenge, with only shards and a tokenizer.
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fairway.base.errors import UserError
+from fairway.base.errors import UserError, shown
 from fairway.base.files import digest_bytes, digest_file, read_json
 from fairway.base.progress import progress
 from fairway.data.shards import Tokens, check_vocabulary, find_shards, open_shard
@@ -24,6 +26,7 @@ from fairway.data.tokens import (
     decode_documents,
     encode_documents,
     prove_bytes,
+    same_characters,
     token_bytes,
 )
 
@@ -40,6 +43,10 @@ _LONGEST_NAME = 255
 # A sampled piece is long enough as context for a model, and short enough for many documents.
 PIECE_BYTES = 4096
 _MIN_PIECE_BYTES = 256
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MISSING = object()
+
+_Rule = tuple[Callable[[Any], bool], str]
 
 
 @dataclass(frozen=True)
@@ -54,16 +61,20 @@ class Validation:
 class DataFolder:
     """A folder of token shards with their tokenizer."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, digests: dict[str, str]):
+    def __init__(
+        self, path: Path, tokenizer: Tokenizer, digests: dict[str, str], manifest: dict[str, Any]
+    ):
         self.path = path
         self.tokenizer = tokenizer
         self._digests = digests
+        self._manifest = manifest
 
     @classmethod
     def open(cls, path: Path) -> "DataFolder":
         """Return a data folder after checking its tokenizer; shards are checked when they are read.
 
-        Raises UserError if the folder, its tokenizer or its shards are missing, and for data whose
+        Raises UserError if the folder, its tokenizer or its shards are missing, for a record with
+        impossible facts, and for data whose
         bytes per token are in a sidecar file (CaseOps), because tokens alone do not determine them.
         """
         if not path.is_dir():
@@ -75,14 +86,17 @@ class DataFolder:
             )
         find_shards(path, "train")
         find_shards(path, "val")
-        digests = _recorded_digests(path)
+        digests, manifest = _recorded(path)
         if missing := sorted(digests.keys() - {file.name for file in path.iterdir()}):
             name = missing[0][:_LONGEST_NAME]
             raise UserError(f"{path / name} is missing; build or fetch the data again")
         tokenizer = Tokenizer.load(_tokenizer_file(path))
         if digests.get(TOKENIZER, tokenizer.digest) != tokenizer.digest:
             raise UserError(f"{path / TOKENIZER} is not the tokenizer that made the shards")
-        return cls(path, tokenizer, digests)
+        if manifest:
+            with _blamed(path / MANIFEST):
+                _require_of(manifest, tokenizer)
+        return cls(path, tokenizer, digests, manifest)
 
     @cached_property
     def digest(self) -> str:
@@ -103,25 +117,57 @@ class DataFolder:
 
     def facts(self) -> dict[str, Any]:
         """Return the facts of the data for a result; bytes and documents are None if unknown."""
-        record = read_json(self.path / MANIFEST) if (self.path / MANIFEST).exists() else {}
-        train = record.get("train", {})
+        train = self._manifest.get("train", {})
         return {
             "train_tokens": sum(len(shard) for shard in self.train_shards()),
             "train_bytes": train.get("bytes"),
             "train_documents": train.get("documents"),
-            "corpus_digest": record.get("corpus_sha256"),
+            "corpus_digest": self._manifest.get("corpus_sha256"),
             "tokenizer_digest": self.tokenizer.digest,
             "data_digest": self.digest,
         }
 
+    def description(self) -> dict[str, Any]:
+        """Return what the folder contains, for a user: `facts`, vocabulary, validation, left out.
+
+        The validation text is counted in its shards, which `verify` has to read first. `left_out`
+        is None without a manifest.
+        """
+        return {
+            "vocab_size": self.tokenizer.vocab_size,
+            **self.facts(),
+            **{f"val_{name}": count for name, count in self._counts("val").items()},
+            "left_out": self._manifest.get("dropped"),
+        }
+
+    def _counts(self, split: str) -> dict[str, int]:
+        """Return how many documents, bytes and tokens the shards of a split have."""
+        bos = last = np.uint16(self.tokenizer.bos_id)
+        documents = size = tokens = 0
+        for path in find_shards(self.path, split):
+            ids = open_shard(path)
+            before = np.concatenate([[last], ids[:-1]])
+            documents += int(np.count_nonzero(ids == bos))
+            size += int(token_bytes(ids, before, self.tokenizer.table).sum())
+            tokens += len(ids)
+            last = ids[-1]
+        return {"documents": documents, "bytes": size, "tokens": tokens}
+
     def verify(self, splits: Sequence[str] = ("train", "val")) -> None:
-        """Read everything; raise UserError for a changed file or an id outside the vocabulary."""
+        """Read everything; raise UserError for a changed file or an id outside the vocabulary.
+
+        So are other counts than those in the manifest.
+        """
         shards = [file for split in splits for file in find_shards(self.path, split)]
         names = {file.name for file in shards} | {VAL_TEXT} & self._digests.keys()
         with progress("checking data", len(names)) as advance:
             for name in sorted(names):
                 self._verify_file(self.path / name)
                 advance(1)
+        if self._manifest:
+            with _blamed(self.path / MANIFEST):
+                for split in splits:
+                    _require_counts(self._manifest, split, self._counts(split))
 
     def _verify_file(self, path: Path) -> None:
         # The file's own checks come first: "cut short" explains more than "not the one recorded".
@@ -175,14 +221,20 @@ class DataFolder:
             ids = ids[: max_tokens + 1]
         documents = decode_documents(self.tokenizer, ids)
         if max_bytes:
-            pieces = map(self.tokenizer.canonical, _sample(documents, max_bytes))
-            documents = [piece for piece in pieces if piece and self.tokenizer.represents(piece)]
+            documents = list(self._scorable(_sample(documents, max_bytes)))
             ids = encode_documents(self.tokenizer, documents)
         if not any(documents):
             raise UserError(f"{self.path} has no validation text")
         total = prove_bytes(self.tokenizer, ids)
         assert total == sum(len(document.encode()) for document in documents)
         return Validation(ids, documents, total)
+
+    def _scorable(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Yield the canonical forms of the pieces that the tokenizer keeps, as a build does."""
+        for piece in pieces:
+            form = self.tokenizer.canonical(piece)
+            if form and same_characters(piece, form) and self.tokenizer.represents(form):
+                yield form
 
 
 def _sample(documents: list[str], max_bytes: int) -> Iterator[str]:
@@ -244,8 +296,55 @@ def _run_of_paragraphs(text: str, limit: int, key: int) -> str:
     return paragraphs[first].encode()[:limit].decode(errors="ignore").rpartition(" ")[0]
 
 
+def _tokenizer_file(path: Path) -> Path:
+    found = [path / TOKENIZER] if (path / TOKENIZER).exists() else sorted(path.glob("*.model"))
+    if len(found) != 1:
+        raise UserError(
+            f"{path} has {len(found)} tokenizers; copy the one that made its shards to "
+            f"{path / TOKENIZER}"
+        )
+    return found[0]
+
+
 # ---------------------------------------------------------------------------------------------
 # The record
+
+
+def _recorded(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the SHA-256 by file name of a manifest or fetch record, and the manifest if any."""
+    for name in (MANIFEST, FETCHED):
+        if not (path / name).exists():
+            continue
+        record = read_json(path / name)
+        if is_unfinished(record):
+            raise UserError(f"{path} is not complete; build or fetch the data again")
+        if name == MANIFEST:
+            with _blamed(path / name):
+                _require_possible(record)
+            return _manifest_digests(record), record
+        try:
+            return {str(file): str(digest) for file, digest in record["files"].items()}, {}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path / name} is damaged ({error!r}); make the data again") from None
+    return {}, {}
+
+
+@contextmanager
+def _blamed(path: Path) -> Iterator[None]:
+    """Name the record that the block found to be wrong."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}; make the data again") from None
+
+
+def _manifest_digests(manifest: dict[str, Any]) -> dict[str, str]:
+    shards = [*manifest["train"]["shards"], *manifest["val"]["shards"]]
+    return {
+        **{shard["name"]: shard["sha256"] for shard in shards},
+        TOKENIZER: manifest["tokenizer"]["sha256"],
+        VAL_TEXT: manifest["val"]["text_sha256"],
+    }
 
 
 def unfinished_record() -> dict[str, Any]:
@@ -258,40 +357,109 @@ def is_unfinished(record: Any) -> bool:
     return isinstance(record, dict) and bool(record.get(UNFINISHED))
 
 
-def _recorded_digests(path: Path) -> dict[str, str]:
-    """Return the SHA-256 by file name of a manifest or fetch record; empty without one."""
-    for name in (MANIFEST, FETCHED):
-        if not (path / name).exists():
-            continue
-        record = read_json(path / name)
-        if is_unfinished(record):
-            raise UserError(f"{path} is not complete; build or fetch the data again")
-        try:
-            if name == MANIFEST:
-                return _manifest_digests(record)
-            return {str(file): str(digest) for file, digest in record["files"].items()}
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{path / name} is damaged ({error!r}); make the data again") from None
-    return {}
-
-
-def _manifest_digests(manifest: dict[str, Any]) -> dict[str, str]:
-    if (manifest["format"], manifest["version"]) != (FORMAT, FORMAT_VERSION):
-        raise ValueError(f"format {manifest['format']} version {manifest['version']}")
-    shards = [*manifest["train"]["shards"], *manifest["val"]["shards"]]
-    digests = {str(shard["name"]): str(shard["sha256"]) for shard in shards}
+def tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the facts of a tokenizer for a manifest."""
     return {
-        **digests,
-        TOKENIZER: str(manifest["tokenizer"]["sha256"]),
-        VAL_TEXT: str(manifest["val"]["text_sha256"]),
+        "sha256": tokenizer.digest,
+        "vocab_size": tokenizer.vocab_size,
+        "lossless": tokenizer.lossless,
+        **({"case_ops": True} if tokenizer.case_ops else {}),
     }
 
 
-def _tokenizer_file(path: Path) -> Path:
-    found = [path / TOKENIZER] if (path / TOKENIZER).exists() else sorted(path.glob("*.model"))
-    if len(found) != 1:
-        raise UserError(
-            f"{path} has {len(found)} tokenizers; copy the one that made its shards to "
-            f"{path / TOKENIZER}"
-        )
-    return found[0]
+def _require_possible(manifest: Any) -> None:
+    """Raise UserError for the first fact of a manifest that is missing or impossible."""
+    if not isinstance(manifest, dict):
+        raise _damaged("the manifest", manifest, "an object")
+    for name, rule in _FIELDS.items():
+        _require(manifest, name, rule)
+    for side in ("train", "val"):
+        _require_side(manifest[side], side)
+
+
+def _require_of(manifest: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Raise UserError if a manifest says something else about its tokenizer."""
+    facts = {"case_ops": False, **tokenizer_record(tokenizer)}
+    recorded = {"case_ops": False, **manifest["tokenizer"]}
+    for key, fact in facts.items():
+        value = recorded.get(key, _MISSING)
+        # True is 1 in Python, but not in a record.
+        if type(value) is not type(fact) or value != fact:
+            raise _damaged(f"tokenizer.{key}", value, f"{fact}, as its tokenizer has it")
+
+
+def _require_counts(manifest: Mapping[str, Any], side: str, counts: Mapping[str, int]) -> None:
+    """Raise UserError if a manifest states other counts of a side than its shards have."""
+    for key, count in counts.items():
+        if manifest[side][key] != count:
+            raise _damaged(f"{side}.{key}", manifest[side][key], f"{count}, as its shards have it")
+
+
+def _damaged(name: str, value: Any, expected: str) -> UserError:
+    is_ = "is missing" if value is _MISSING else f"is {shown(value)}"
+    return UserError(f"{name} {is_}; expected {expected}")
+
+
+def _require(record: Any, name: str, rule: _Rule, prefix: str = "") -> None:
+    value = record
+    for key in name.split("."):
+        value = value.get(key, _MISSING) if isinstance(value, dict) else _MISSING
+    holds, expected = rule
+    if value is _MISSING or not holds(value):
+        raise _damaged(prefix + name, value, expected)
+
+
+def _require_side(record: dict[str, Any], side: str) -> None:
+    for number, shard in enumerate(record["shards"]):
+        for name, rule in _SHARD_FIELDS.items():
+            _require(shard, name, rule, f"{side}.shards[{number}].")
+    total = sum(shard["tokens"] for shard in record["shards"])
+    # A document is one token for its start and at least one for its text.
+    for name, rule in (
+        ("tokens", (lambda value: value == total, f"{total}, the sum of its shards")),
+        ("documents", (lambda value: 2 * value <= total, f"at most half of its {total} tokens")),
+    ):
+        _require(record, name, rule, f"{side}.")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+_OBJECT: _Rule = (lambda value: isinstance(value, dict), "an object")
+_TEXT: _Rule = (lambda value: isinstance(value, str), "a string")
+_SHA: _Rule = (_is_digest, "a SHA-256 (64 digits 0-9a-f)")
+_SOME: _Rule = (lambda value: _is_count(value) and value > 0, "a whole number of at least 1")
+_SIDE = {
+    "documents": _SOME,
+    "bytes": _SOME,
+    "tokens": _SOME,
+    "shards": (lambda value: isinstance(value, list) and len(value) > 0, "a list of shards"),
+}
+_SHARD_FIELDS = {"name": _TEXT, "tokens": _SOME, "sha256": _SHA}
+_FIELDS: dict[str, _Rule] = {
+    "format": (lambda value: value == FORMAT, f"'{FORMAT}'"),
+    "version": (
+        lambda value: type(value) is int and value == FORMAT_VERSION,
+        str(FORMAT_VERSION),
+    ),
+    "corpus_sha256": _SHA,
+    "tokenizer": _OBJECT,
+    "tokenizer.sha256": _SHA,
+    "split": _OBJECT,
+    "split.rule": _TEXT,
+    "dropped": (_is_counts, "an object of counts, 0 or more each"),
+    "provenance": _OBJECT,
+    "train": _OBJECT,
+    "val": _OBJECT,
+    **{f"{side}.{name}": rule for side in ("train", "val") for name, rule in _SIDE.items()},
+    "val.text_sha256": _SHA,
+}

@@ -6,10 +6,15 @@ Documents are compared by runs of 13 words, or of 20 characters in scripts witho
 document may be a small part of a long training document. A document shorter than a run, but of at
 least 8 words or 12 characters, is a near duplicate if the other side contains all of it. A still
 shorter one is a near duplicate if the other side has an equal document.
+
+A file that holds the text of most other documents, such as a book beside its chapters, would leave
+nothing of one side. If a side loses more than half of its documents, such a collection is sought
+and left out instead.
 """
 
+import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -34,17 +39,33 @@ from fairway.data.shingles import (
 NEAR_SHARE = 0.2
 # Any text may contain a greeting or a name; eight words in a row rarely coincide.
 SHORT_WEIGHT = 8 * WORD_WEIGHT
+# A collection of documents has about their length; less, if they repeat each other's stock phrases.
+_COLLECTION_SHARE = 0.75
+# Collections are sought among this many of the longest documents; each takes a look at all text.
+_LONGEST = 5
 
 Shares = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Split:
-    """The two sides, and how many documents were left out of each, by reason."""
+    """The two sides, how many documents were left out, by reason, and the names of collections."""
 
     train: list[Document]
     val: list[Document]
     dropped: dict[str, int]
+    collections: list[str] = field(default_factory=list)
+
+    @property
+    def poor(self) -> bool:
+        """Whether a side lost more than half of its documents to the other."""
+        return any(
+            self.dropped[reason] > len(kept)
+            for reason, kept in (
+                ("train_near_validation", self.train),
+                ("validation_near_train", self.val),
+            )
+        )
 
 
 def split_documents(documents: Iterable[Document], val_share: float) -> Split:
@@ -52,7 +73,9 @@ def split_documents(documents: Iterable[Document], val_share: float) -> Split:
 
     Repeats of a text (apart from case, punctuation and blanks) are kept once. Near duplicates of
     validation text are removed from training; validation documents that training still covers are
-    removed from validation. Raises UserError if there are fewer than two documents.
+    removed from validation. If that takes more than half of a side because one document is a
+    collection of the others, it is removed instead. Raises UserError if there are fewer than two
+    documents.
     """
     unique, repeats = _without_repeats(documents)
     if len(unique) < 2:
@@ -61,26 +84,78 @@ def split_documents(documents: Iterable[Document], val_share: float) -> Split:
             "validation; give at least two, or separate validation files"
         )
     unique.sort(key=document_key)
+    rest, collections = unique, list[str]()
+    while (split := _divided(rest, val_share)).poor and (found := _collection(rest)).most:
+        collections.append(found.document.name)
+        rest = [document for document in rest if document is not found.document]
+    if not split.train or not split.val:
+        raise _too_alike(rest)
+    dropped = {"repeats": repeats, **split.dropped}
+    if collections:
+        # Only a reason that occurred: a new one must not change the digest of other data.
+        dropped["collection"] = len(collections)
+    return Split(split.train, split.val, dropped, collections)
+
+
+def _divided(unique: list[Document], val_share: float) -> Split:
+    """Return the two sides of sorted documents without the near duplicates of either."""
     bound = int(val_share * 2**128)
     count = sum(int.from_bytes(document_key(document)) < bound for document in unique)
     count = min(max(count, 1), len(unique) - 1)
     val, train = unique[:count], unique[count:]
     train_shares, val_shares = _overlap(train, val)
-    split = Split(
+    return Split(
         train=_below(train, train_shares),
         val=_below(val, val_shares),
         dropped={
-            "repeats": repeats,
             "train_near_validation": int(np.count_nonzero(train_shares > NEAR_SHARE)),
             "validation_near_train": int(np.count_nonzero(val_shares > NEAR_SHARE)),
         },
     )
-    if not split.train or not split.val:
-        raise UserError(
-            f"the {len(unique)} documents are too alike to be split into training and validation; "
-            "give separate validation files"
-        )
-    return split
+
+
+def _too_alike(documents: list[Document]) -> UserError:
+    named, remedy = "", ""
+    if len(documents) > 2 and (found := _collection(documents)).held:
+        named = f": '{found.document.name}' holds the text of {found.held:,} of them"
+        remedy = "leave it out, or "
+    return UserError(
+        f"the {len(documents)} documents are too alike to be split into training and "
+        f"validation{named}; {remedy}give separate validation files (--validation)"
+    )
+
+
+@dataclass(frozen=True)
+class _Collection:
+    """A document, how many others it is a collection of, and whether these are most of them."""
+
+    document: Document
+    held: int
+    most: bool
+
+
+def _collection(documents: list[Document]) -> _Collection:
+    """Return which of the longest documents is a collection of the most others."""
+    longest = heapq.nlargest(_LONGEST, documents, key=lambda document: len(document.text))
+    held = [_held(one, [other for other in documents if other is not one]) for one in longest]
+    best = int(np.argmax(held))
+    most = held[best] > 1 and 2 * held[best] > len(documents) - 1
+    return _Collection(longest[best], held[best], most)
+
+
+def _held(one: Document, others: list[Document]) -> int:
+    """Return how many others are near duplicates of parts of a document; 0 for no collection.
+
+    A part is at most half as long. Of texts that are only alike, each is near to all others, but
+    none is as long as they are together.
+    """
+    size = len(one.text)
+    parts = [other for other in others if 2 * len(other.text) <= size]
+    shares, _ = _overlap(parts, [one])
+    lengths = [
+        len(part.text) for part, share in zip(parts, shares, strict=True) if share > NEAR_SHARE
+    ]
+    return len(lengths) if size >= _COLLECTION_SHARE * sum(lengths) else 0
 
 
 def check_overlap(train: Iterable[Document], val: Iterable[Document]) -> None:

@@ -5,9 +5,11 @@ the normaliser's trie without bounds. Therefore every unit that any text can rea
 first. Layout: sentencepiece_model.proto and darts-clone (both public).
 """
 
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -37,9 +39,20 @@ class ModelFile:
 def parse_model(data: bytes) -> ModelFile:
     """Return the checked contents of a SentencePiece model file.
 
-    Raises UserError with the reason if it is damaged or hostile, or lacks something that exact byte
-    counts need: byte fallback, a control token for BOS, a piece for the space, ids below 65,535.
+    Raises UserError with the reason if it is another kind of file, damaged or hostile, or lacks
+    something that exact byte counts need: byte fallback, a control token for BOS, a piece for the
+    space, ids below 65,535.
     """
+    try:
+        return _parsed(data)
+    except UserError:
+        # What is wrong with its first field says nothing about a file of another kind.
+        if kind := _other_kind(data):
+            _refuse(f"it is {kind}; name a SentencePiece file (.model)")
+        raise
+
+
+def _parsed(data: bytes) -> ModelFile:
     if not 0 < len(data) <= MAX_FILE_BYTES:
         _refuse(f"it has {len(data)} bytes; expected 1 to {MAX_FILE_BYTES}")
     pieces: list[str] = []
@@ -191,3 +204,53 @@ def _check_charsmap(charsmap: bytes) -> None:
 
 def _offsets(units: np.ndarray) -> np.ndarray:
     return (units >> 10) << ((units & 0x200) >> 6)
+
+
+# ---------------------------------------------------------------------------------------------
+# Files of other kinds
+
+_HEAD_BYTES = 4096
+# A token in base64 and its rank.
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?(\n|$)")
+# A piece and its score, which SentencePiece writes beside its model.
+_VOCAB = re.compile(rb"[^\t\n]+\t-?\d[\d.e+-]*\r?(\n|$)")
+_HUGGING_FACE = (b'"added_tokens"', b'"tokenizer_class"', b'"added_tokens_decoder"')
+
+
+def _other_kind(data: bytes) -> str:
+    """Return in words what kind of file this is instead of a SentencePiece model; '' if unknown."""
+    return next((words for holds, words in _KINDS if holds(data)), "")
+
+
+def _is_json(data: bytes) -> bool:
+    return data.lstrip()[:1] in (b"{", b"[") and _is_text(data)
+
+
+def _is_hugging_face(data: bytes) -> bool:
+    return _is_json(data) and any(name in data for name in _HUGGING_FACE)
+
+
+def _is_text(data: bytes) -> bool:
+    """Return whether the beginning of a file is UTF-8 without control characters."""
+    # The last character may be cut.
+    head = data[:_HEAD_BYTES].decode(errors="ignore")
+    lost = len(data[:_HEAD_BYTES]) - len(head.encode())
+    return bool(head) and lost <= 3 and all(sign >= " " or sign in "\r\n\t" for sign in head)
+
+
+_KINDS: tuple[tuple[Callable[[bytes], object], str], ...] = (
+    (_is_hugging_face, "a Hugging Face tokenizer (JSON)"),
+    (_is_json, "a JSON file"),
+    (_TIKTOKEN.match, "a tiktoken file (tokens in base64 with ranks)"),
+    (_VOCAB.match, "a list of pieces (.vocab), not the model that is beside it"),
+    (_is_text, "a text file"),
+)
+
+
+def model_in(folder: Path) -> str:
+    """Return in words which file to name instead of a folder."""
+    found = sorted(folder.glob("*.model")) or sorted(folder.glob("*/*.model"))
+    if not found:
+        return "it holds no SentencePiece file (.model); name such a file"
+    usual = [path for path in found if path.name == "tokenizer.model"]
+    return f"name the file {(usual or found)[0]}"

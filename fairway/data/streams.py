@@ -15,6 +15,8 @@ MAX_WINDOW_BYTES = 1 << 31
 # to five times, a log file fifty times, a decompression bomb twenty thousand times.
 FREE_TEXT_BYTES, MAX_RATIO = 1 << 30, 100
 _READ_BYTES = 1 << 20
+# How frames begin; the first byte of a skippable one is 0x50 to 0x5f.
+_FRAME, _SKIPPABLE = b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"
 # The decompressor gets this little at once, because 4 bytes may be a block of 128 kB: 4 MB in all.
 _FEED_BYTES = 1 << 7
 
@@ -71,8 +73,22 @@ def _morsels(path: Path) -> Iterator[bytes]:
             yield piece[start : start + _FEED_BYTES]
 
 
+def _require_frames(path: Path) -> None:
+    """Raise UserError for an empty file, and for one that cannot begin with a frame."""
+    head = next(_pieces(path, len(_FRAME)), b"")
+    if not head:
+        raise UserError(f"cannot read {path}: it is empty (0 bytes); compress its text again")
+    # A file of fewer bytes may be cut short.
+    skippable = _SKIPPABLE.startswith(head[1:]) and head[0] >> 4 == 5
+    if not _FRAME.startswith(head) and not skippable:
+        raise UserError(
+            f"cannot read {path}: it is not a zstd file; if it is plain text, name it without .zst"
+        )
+
+
 def _unpacked(path: Path) -> Iterator[bytes]:
     """Yield the content of a file of zstandard frames; every frame must be complete."""
+    _require_frames(path)
     budget = Budget(path)
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
     frame = decompressor.decompressobj()

@@ -18,6 +18,7 @@ import sentencepiece
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes
+from fairway.base.mistaken import require_no_pointer
 from fairway.config.settings import BOS_ID
 from fairway.data.case import CAPITAL, MARK_BYTES, MARKS, SMALL, Capitals
 from fairway.data.spmodel import (
@@ -31,6 +32,7 @@ from fairway.data.spmodel import (
     UNUSED,
     USER_DEFINED,
     ModelFile,
+    model_in,
     parse_model,
 )
 
@@ -71,7 +73,11 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
         """Return the tokenizer of a model file; UserError for a missing or unusable one."""
+        if path.is_dir():
+            raise UserError(f"the tokenizer {path} is a folder; {model_in(path)}")
         try:
+            if path.is_file():
+                require_no_pointer(path)
             with path.open("rb") as stream:
                 data = stream.read(MAX_FILE_BYTES + 1)
         except OSError as error:
@@ -177,7 +183,8 @@ class Tokenizer:
 
         Blanks at both ends are removed, because a space after BOS counts no byte. Nothing else is,
         not even carriage returns and byte order marks. A tokenizer that is not lossless also
-        normalises (SP8192 replaces line ends and runs of blanks by one space).
+        normalises: SP8192 replaces line ends and runs of blanks by one space, but also other
+        characters (an ellipsis by three dots). A build leaves such a text out (`same_characters`).
         """
         return text.strip() if self.lossless else self.decode(self.encode(text)).strip()
 
@@ -192,6 +199,14 @@ class Tokenizer:
     def represents(self, text: str) -> bool:
         """Return whether encoding and decoding restore exactly this text."""
         return self.encode_exactly(text) is not None
+
+
+def same_characters(text: str, form: str) -> bool:
+    """Return whether the canonical form of a text differs from it in white space alone.
+
+    The form must not be longer either: a denominator never exceeds the bytes of the text.
+    """
+    return form.split() == text.split() and len(form.encode()) <= len(text.encode())
 
 
 def _case_of(model: ModelFile) -> Capitals | None:

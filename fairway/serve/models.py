@@ -18,7 +18,7 @@ from fairway.api import LanguageModel, fitting_tokenizer, load, model_from
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, missing
 from fairway.base.mistaken import artifact_at
-from fairway.base.names import ARTIFACT, WEIGHTS
+from fairway.base.names import ARTIFACT, WEIGHTS, recorded_file
 from fairway.config.settings import RuntimeConfig
 from fairway.data.folder import beginnings
 from fairway.pipeline.folder import MEMORY, RunFolder
@@ -231,7 +231,11 @@ def open_desk(
         if adapter and len(served) == 1:
             tuned = load(file, tokenizer=tokenizer, adapter=adapter, plan=model.plan)
             digest += f"-{digest_file(adapter)[:12]}"
-            served.append(Served(f"{name}:{adapter.stem}", file, tuned, digest, adapter=adapter))
+            # A stage or a record may have the adapter's name.
+            own = (
+                f"adapter-{adapter.stem}" if adapter.stem in (*STAGES, *RECORDED) else adapter.stem
+            )
+            served.append(Served(f"{name}:{own}", file, tuned, digest, adapter=adapter))
         if (file.parent / MEMORY).is_file() and (file.parent / WEIGHTS).is_file():
             served += [replace(one, name=f"{one.name}:{stage}", stage=stage) for stage in STAGES]
     artifacts = [one for one in served if not one.stage]
@@ -243,11 +247,19 @@ def open_desk(
 
 
 def _records(one: Served) -> Iterator[Record]:
-    """Yield the records of an artifact's run. Raises UserError for a damaged one."""
+    """Yield the records of an artifact's run that are of this artifact: the run may have been
+    packed again since. Raises UserError for a damaged one.
+    """
     if not (one.file.parent / MEMORY).is_file():
         return
     folder = RunFolder(one.file.parent)
     for stage in RECORDED:
+        scored = folder.facts(f"score.{stage}")
+        if scored is None or not scored["file_digest"].startswith(one.digest):
+            continue
+        # A copied folder may lack these files; its artifact is whole without them.
+        if not folder.file(recorded_file(stage)).is_file():
+            continue
         if kept := recorded(folder, stage, one.artifact.tokenizer):
             yield Record(f"{one.name}:{stage}", _KEPT[stage], kept)
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fairway.base.errors import UserError
 from fairway.base.files import write_json
 from fairway.pipeline.folder import locked, sweep
@@ -72,9 +70,18 @@ def _failures(plan: Plan, out: Path, say: Say) -> dict[int, str]:
     def ended(job: Job, reason: str) -> None:
         failures[int(job.name)] = reason
 
-    gpus = 0 if "runtime.device=cpu" in plan.overrides else torch.cuda.device_count()
-    run_jobs(following, ended, host_of(plan.at_once, plan.processes, gpus))
+    run_jobs(following, ended, host_of(plan.at_once, plan.processes, _gpus(plan)))
     return failures
+
+
+def _gpus(plan: Plan) -> int:
+    """Return how many GPUs the seeds share; seeds in turn have all of them."""
+    if plan.at_once == 1 or "runtime.device=cpu" in plan.overrides:
+        return 0
+    # Seconds to import, and only seeds at once need it: a sentence about an option does not.
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _log(out: Path, seed: int) -> Path:

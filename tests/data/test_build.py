@@ -1,12 +1,15 @@
 import errno
+import functools
+import io
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
@@ -129,17 +132,119 @@ def test_what_cannot_be_represented_is_left_out_and_counted(tmp_path: Path) -> N
     assert manifest["train"]["documents"] + manifest["val"]["documents"] == 40
 
 
+@functools.cache
+def normalising() -> Tokenizer:
+    """A tokenizer with SentencePiece's usual normaliser (nmt_nfkc), as SP8192 has it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text(500).split("\n")), model_writer=model, model_type="bpe",
+        vocab_size=320, byte_fallback=True, hard_vocab_limit=False, pad_id=0, bos_id=1, eos_id=2,
+        unk_id=3, minloglevel=3,
+    )  # fmt: skip
+    return Tokenizer(model.getvalue())
+
+
+def build_normalised(out: Path, given: list[Document], **changes: Any) -> dict[str, Any]:
+    words = normalising()
+    return build_small(out, given, tokenizer=words, vocab_size=words.vocab_size, **changes)
+
+
+CHANGED = {
+    "longer": lambda value: value.replace("The", "\ufdfa"),
+    "shorter": lambda value: value.replace("a", "\uff41"),
+    "ellipsis": lambda value: value + "\u2026",
+    "ligature": lambda value: value.replace("fi", "\ufb01") + " \ufb01n",
+    "half": lambda value: value + " \u00bd",
+    "without width": lambda value: value.replace(" ", "\u200b", 1),
+    "a sign of its own": lambda value: value.replace(" ", "\u2581", 1),
+    "removed": lambda value: value + "\x01",
+    "vertical tab inside": lambda value: value.replace(" ", "\x0b", 1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+def test_documents_whose_characters_the_tokenizer_changes_are_left_out(
+    tmp_path: Path, change: Callable[[str], str]
+) -> None:
+    plain = documents()
+    given = [Document(d.name, change(d.text)) if n % 2 else d for n, d in enumerate(plain)]
+    val = [Document("v0", change(text(900))), Document("v1", text(901))]
+    manifest = build_normalised(tmp_path / "data", given, val_documents=val)
+    assert manifest["dropped"]["changed_by_tokenizer"] == 21
+    assert manifest["dropped"]["not_representable"] == 0
+    assert manifest["train"]["documents"] == 20 and manifest["val"]["documents"] == 1
+    assert manifest["train"]["bytes"] == sum(len(d.text.encode()) for d in plain[::2])
+    assert manifest["val"]["bytes"] == len(text(901).encode())
+    kept = (tmp_path / "data" / "val.jsonl").read_text().splitlines()
+    assert [json.loads(line)["name"] for line in kept] == ["v1"]
+    DataFolder.open(tmp_path / "data").verify()
+
+
+BLANKS = {
+    "carriage returns": lambda value: value.replace("\n", "\r\n"),
+    "blanks without a break": lambda value: value.replace(" ", "\u00a0"),
+    "wide blanks": lambda value: value.replace(" ", "\u3000"),
+    "runs": lambda value: value.replace(" ", " \t  \f"),
+    "paragraphs": lambda value: value.replace("\n", "\u2029\u2028"),
+    "at the ends": lambda value: f"\n\t{value}\u2003\r\n",
+}
+
+
+@pytest.mark.parametrize("change", BLANKS.values(), ids=BLANKS)
+def test_blanks_and_line_ends_may_change(tmp_path: Path, change: Callable[[str], str]) -> None:
+    given = [Document(d.name, change(d.text)) for d in documents()]
+    manifest = build_normalised(tmp_path / "data", given)
+    assert "changed_by_tokenizer" not in manifest["dropped"]
+    usual = sum(len(" ".join(d.text.split()).encode()) for d in given)
+    assert manifest["train"]["bytes"] + manifest["val"]["bytes"] == usual
+
+
+@pytest.mark.parametrize("side", ["training", "validation"])
+def test_a_tokenizer_that_changes_everything_is_refused(tmp_path: Path, side: str) -> None:
+    plain, spoiled = documents(), [Document(d.name, d.text + "\u2026") for d in documents()]
+    val = [Document("v", text(900))]
+    given, val = (spoiled, val) if side == "training" else (plain, [Document("v", "\ufdfa")])
+    count = {"training": 40, "validation": 1}[side]
+    sentence = (
+        rf"^no {side} text remains for this tokenizer \(left out: documents in which the tokenizer "
+        rf"changes other characters than blanks and line ends \({count}\)\); train a new "
+        "tokenizer: leave out --tokenizer$"
+    )
+    with pytest.raises(UserError, match=sentence):
+        build_normalised(tmp_path / "data", given, val_documents=val)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_keeps_all_characters_gives_no_reason(tmp_path: Path) -> None:
+    given = [Document(d.name, CHANGED["longer"](d.text)) for d in documents()]
+    manifest = build_small(tmp_path / "data", given)
+    # A key without need would change the digest of data that is the same as before.
+    assert "changed_by_tokenizer" not in manifest["dropped"]
+    total = sum(len(document.text.encode()) for document in given)
+    assert manifest["train"]["bytes"] + manifest["val"]["bytes"] == total
+
+
+def test_a_collection_beside_its_parts_is_named(tmp_path: Path) -> None:
+    whole = Document("all.txt", "\n\n".join(document.text for document in documents()))
+    manifest = build_small(tmp_path / "data", [*documents(), whole])
+    assert manifest["dropped"]["collection"] == 1
+    assert manifest["split"]["collections"] == ["all.txt"]
+    without = build_small(tmp_path / "other")
+    assert "collections" not in without["split"] and "collection" not in without["dropped"]
+    assert manifest["train"] == without["train"] and manifest["val"] == without["val"]
+
+
 @pytest.mark.parametrize(
     ("given", "changes", "sentence"),
     [
-        ([Document("a", " ")], {}, "no text in the 1 documents"),
+        ([Document("a", " ")], {}, "no text in the 1 document given"),
         ([Document("a", "b")], {}, "1 distinct document cannot be split"),
         (documents(), {"val_documents": [Document("v", "\n")]}, "no text in the validation"),
         (documents(), {"vocab_size": 60_000}, "the largest possible is"),
         (
             [Document("a", "x\u2581y"), Document("b", "z\u2581")],
             {"vocab_size": 264},
-            "represent none",
+            r"no training text remains .*cannot restore \(1\)\); give text without U\+2581",
         ),
     ],
 )

@@ -28,6 +28,7 @@ def test_what_was_left_out_is_told_by_reason() -> None:
     # Manifests have these keys.
     keys = (
         "unknown_kind hidden broken_link linked_again not_a_file null_text blank repeats "
-        "train_near_validation validation_near_train not_representable"
+        "train_near_validation validation_near_train collection "
+        "changed_by_tokenizer not_representable"
     )
-    assert list(REASONS) == keys.split() and told(dict.fromkeys(REASONS, 2)).count("(2)") == 11
+    assert list(REASONS) == keys.split() and told(dict.fromkeys(REASONS, 2)).count("(2)") == 13

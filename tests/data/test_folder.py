@@ -1,4 +1,5 @@
 import functools
+import io
 import json
 import os
 import shutil
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from fairway.base.errors import UserError
 from fairway.data.build import build_data
@@ -138,6 +140,118 @@ def test_a_damaged_record_is_refused(tmp_path: Path, record: str) -> None:
         DataFolder.open(path)
 
 
+DELETED = object()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("version", True, r"version is True; expected 1"),
+        ("version", "1", r"version is '1'; expected 1"),
+        ("train", [], r"train is \[\]; expected an object"),
+        ("train.bytes", -5, r"train\.bytes is -5; expected a whole number of at least 1"),
+        ("val.bytes", "many", r"val\.bytes is 'many'; expected a whole number"),
+        ("val.bytes", 0, r"val\.bytes is 0; expected a whole number"),
+        ("val.bytes", 66.0, r"val\.bytes is 66\.0; expected a whole number"),
+        ("val.documents", None, r"val\.documents is None; expected a whole number"),
+        (
+            "val.documents",
+            10**30,
+            r"val\.documents is 10+; expected at most half of its \d+ tokens",
+        ),
+        ("train.tokens", 7, r"train\.tokens is 7; expected \d+, the sum of its shards"),
+        ("train.shards", {"a": 1}, r"train\.shards is \{'a': 1\}; expected a list of shards"),
+        ("val.shards", [], r"val\.shards is \[\]; expected a list of shards"),
+        ("val.shards.0", "x", r"val\.shards\[0\]\.name is missing; expected a string"),
+        ("val.shards.0.name", 5, r"val\.shards\[0\]\.name is 5; expected a string"),
+        ("val.shards.0.sha256", None, r"val\.shards\[0\]\.sha256 is None; expected a SHA-256"),
+        ("val.text_sha256", "a" * 63, r"val\.text_sha256 is 'aa.*; expected a SHA-256"),
+        ("corpus_sha256", DELETED, r"corpus_sha256 is missing; expected a SHA-256"),
+        ("split", None, r"split is None; expected an object"),
+        ("dropped", {"blank": -1}, r"dropped is \{'blank': -1\}; expected an object of counts"),
+        ("dropped.repeats", False, r"dropped is .*; expected an object of counts"),
+        ("provenance", [1], r"provenance is \[1\]; expected an object"),
+        ("tokenizer", [1], r"tokenizer is \[1\]; expected an object"),
+        (
+            "tokenizer.vocab_size",
+            10**30,
+            r"vocab_size is 10+; expected 290, as its tokenizer has it",
+        ),
+        ("tokenizer.vocab_size", DELETED, r"tokenizer\.vocab_size is missing; expected 290"),
+        ("tokenizer.lossless", "maybe", r"tokenizer\.lossless is 'maybe'; expected True"),
+        ("tokenizer.lossless", 1, r"tokenizer\.lossless is 1; expected True"),
+        ("tokenizer.case_ops", True, r"tokenizer\.case_ops is True; expected False"),
+        ("tokenizer.case_ops", [], r"tokenizer\.case_ops is \[\]; expected False"),
+    ],
+)
+def test_impossible_facts_are_refused(
+    tmp_path: Path, field: str, value: object, sentence: str
+) -> None:
+    record(built_folder(tmp_path / "data"), field, value)
+    with pytest.raises(
+        UserError, match=rf"manifest\.json is damaged: .*{sentence}.*; make the data"
+    ):
+        DataFolder.open(tmp_path / "data")
+
+
+def record(folder: Path, field: str, value: object) -> None:
+    """Change a fact of a manifest."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    *way, last = [int(key) if key.isdigit() else key for key in field.split(".")]
+    inner = functools.reduce(lambda some, key: some[key], way, manifest)
+    if value is DELETED:
+        del inner[last]
+    else:
+        inner[last] = value
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("field", ["train.documents", "train.bytes", "val.documents", "val.bytes"])
+@pytest.mark.parametrize("change", [-1, 1])
+def test_other_counts_than_those_of_the_shards_are_found(
+    tmp_path: Path, field: str, change: int
+) -> None:
+    folder = built_folder(tmp_path / "data")
+    DataFolder.open(folder).verify()
+    side, name = field.split(".")
+    count = json.loads((folder / "manifest.json").read_text())[side][name]
+    record(folder, field, count + change)
+    source = DataFolder.open(folder)
+    wanted = rf"{field} is {count + change}; expected {count}, as its shards have it"
+    with pytest.raises(
+        UserError, match=rf"manifest\.json is damaged: {wanted}; make the data again"
+    ):
+        source.verify()
+
+
+def test_a_description_counts_what_is_there(tmp_path: Path) -> None:
+    challenge = DataFolder.open(challenge_folder(tmp_path / "a"))
+    challenge.verify()
+    told = challenge.description()
+    assert told["vocab_size"] == 290 and told["left_out"] is None
+    size = sum(len(text.encode()) for text in VAL)
+    assert (told["val_documents"], told["val_bytes"]) == (2, size)
+    assert told["val_tokens"] == len(challenge.val_tokens())
+    built = DataFolder.open(built_folder(tmp_path / "b"))
+    assert built.description() == {
+        **told,
+        **built.facts(),
+        "left_out": {"blank": 0, "not_representable": 0},
+    }
+
+
+def test_a_document_across_shards_is_counted_once(tmp_path: Path) -> None:
+    path = challenge_folder(tmp_path / "data")
+    (path / "fineweb_val_000000.bin").unlink()
+    ids = encode_documents(tokenizer(), VAL)
+    for number, part in enumerate(np.array_split(ids, 9)):
+        write_shard(path / f"fineweb_val_{number:06d}.bin", part)
+    told = DataFolder.open(path).description()
+    size = sum(len(text.encode()) for text in VAL)
+    assert [told[f"val_{name}"] for name in ("documents", "bytes", "tokens")] == [2, size, len(ids)]
+
+
 def test_case_operations_are_refused(tmp_path: Path) -> None:
     path = challenge_folder(tmp_path / "data")
     write_shard(path / "fineweb_val_bytes_000000.bin", np.array([0, 3], np.uint16))
@@ -151,6 +265,25 @@ def test_a_sample_is_proven_text_of_the_documents(tmp_path: Path) -> None:
     assert 0 < validation.bytes <= 30
     assert all(any(piece in document for document in VAL) for piece in validation.documents)
     assert validation.ids.tolist() == encode_documents(tokenizer(), validation.documents).tolist()
+
+
+def test_a_sample_has_no_text_that_the_tokenizer_would_change(tmp_path: Path) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*TRAIN, *VAL]), model_writer=model, model_type="bpe",
+        vocab_size=290, byte_fallback=True, hard_vocab_limit=False, minloglevel=3,
+    )  # fmt: skip
+    words = Tokenizer(model.getvalue())
+    # Single bytes stand for the ellipsis, which its normaliser would write as three dots.
+    odd = [int(words.byte_ids[value]) for value in "\u2026".encode()]
+    path = challenge_folder(tmp_path / "data")
+    (path / "fineweb_290_bpe.model").write_bytes(words.data)
+    plain = "Text to score."
+    bos = words.bos_id
+    ids = [bos, *words.encode(plain).tolist(), bos, *words.encode("More").tolist(), *odd]
+    write_shard(path / "fineweb_val_000000.bin", np.array(ids, np.uint16))
+    assert DataFolder.open(path).sample_validation().documents == [plain, "More\u2026"]
+    assert DataFolder.open(path).sample_validation(max_bytes=1000).documents == [plain]
 
 
 def test_the_beginning_of_the_validation_text_may_be_scored_alone(tmp_path: Path) -> None:

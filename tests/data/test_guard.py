@@ -109,6 +109,78 @@ def test_documents_that_are_all_alike_are_refused() -> None:
         split_documents(given, 0.5)
 
 
+def named(value: str, in_val: bool, share: float) -> Document:
+    """Return a document with a text, and a name by which it falls to one side of a split."""
+    candidates = (Document(f"all{n}", value) for n in range(10_000))
+    bound = share * 2**128
+    return next(d for d in candidates if (int.from_bytes(document_key(d)) < bound) == in_val)
+
+
+def joined(parts: list[Document]) -> str:
+    return "\n".join(document.text for document in parts)
+
+
+@pytest.mark.parametrize("in_val", [False, True])
+@pytest.mark.parametrize("share", [0.05, 0.15, 0.6])
+def test_a_collection_leaves_its_parts(share: float, in_val: bool) -> None:
+    parts = documents(60)
+    whole = named(joined(parts), in_val, share)
+    split, plain = split_documents([*parts, whole], share), split_documents(parts, share)
+    if in_val or share < 0.2:
+        assert split.collections == [whole.name] and split.dropped["collection"] == 1
+    else:
+        # A fifth of it is validation text, so it is a near duplicate like others.
+        assert split.dropped["train_near_validation"] == 1 and not split.collections
+    assert (split.train, split.val) == (plain.train, plain.val)
+
+
+def test_several_collections_leave_their_parts() -> None:
+    parts = documents(60)
+    whole = named(joined(parts), False, 0.05)
+    edited = Document("edited", whole.text + text(777))
+    most = Document("most", joined(parts[:50]))
+    # It is the longest, and holds nothing of the others.
+    other = Document("long", text(888, 40_000))
+    given = [*parts, whole, edited, most, other]
+    split = split_documents(given, 0.05)
+    assert set(split.collections) == {whole.name, "edited", "most"}
+    assert sorted([*split.train, *split.val], key=document_key) == sorted(
+        [*parts, other], key=document_key
+    )
+    assert split == split_documents(given[::-1], 0.05)
+
+
+@pytest.mark.parametrize("kept", [1, 4])
+def test_a_book_with_a_few_of_the_documents_stays(kept: int) -> None:
+    parts = documents(60)
+    val = split_documents(parts, 0.1).val
+    assert len(val) > 4
+    quoted = named(joined(val[:-kept]) + text(100, 9000), False, 0.1)
+    split = split_documents([*parts, quoted], 0.1)
+    assert quoted in split.train and split.val == val[-kept:] and not split.collections
+    assert "collection" not in split.dropped
+
+
+def test_who_holds_others_is_named_if_nothing_remains() -> None:
+    parts = sorted(documents(2), key=document_key)
+    book = named(f"{text(100, 900)} {parts[0].text} {text(101, 900)}", False, 0.999)
+    with pytest.raises(
+        UserError,
+        match=f"the 3 documents are too alike .*: '{book.name}' holds the text of 1 of them; "
+        "leave it out, or give separate validation files",
+    ):
+        split_documents([*parts, book], 0.1)
+    assert len(split_documents(parts, 0.1).val) == 1, "the remedy works"
+
+
+@pytest.mark.parametrize("words", [250, 700])
+def test_the_longest_of_texts_that_are_alike_is_no_collection(words: int) -> None:
+    given = [Document(f"d{n}", f"{text(1)} {n}") for n in range(9)]
+    longest = Document("long", f"{text(1)} {text(2, words)}")
+    with pytest.raises(UserError, match="the 10 documents are too .* validation; give separate"):
+        split_documents([*given, longest], 0.5)
+
+
 def test_separate_sides_pass() -> None:
     check_overlap(documents(20), [Document("v", text(99))])
     check_overlap([], documents(2))

@@ -81,7 +81,7 @@ def test_a_normaliser_that_changes_text_is_not_lossless(normaliser: bytes) -> No
     [
         (b"", "has 0 bytes"),
         (b"\x00" * 16_000_001, "16000001 bytes"),
-        (b"not a model", "unknown kind"),
+        (b"not a model\x00", "unknown kind"),
         (model()[:-1], "cut short|bytes but"),
         (model() + b"\x0a\xff\xff\xff\xff\x7f", "announces 34359738367 bytes but 0 are left"),
         (model() + b"\x0a" + b"\xff" * 11, "is too long"),
@@ -116,6 +116,43 @@ def test_a_bad_model_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
         parse_model(data)
     assert "not a usable SentencePiece model" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (
+            b'{"version": "1.0", "added_tokens": [], "model": {}}',
+            r"a Hugging Face tokenizer \(JSON\)",
+        ),
+        (b'\n {"tokenizer_class": "LlamaTokenizer"}', r"a Hugging Face tokenizer \(JSON\)"),
+        ('{"\u0120the": 0, "\u00e9": 1}'.encode(), "a JSON file"),
+        (b"IQ== 0\nIg== 1\n", "a tiktoken file"),
+        (b"IQ== 0\r\nIg== 1\r\n", "a tiktoken file"),
+        ("<pad>\t0\n\u2581the\t-1.25\n".encode(), r"a list of pieces \(\.vocab\)"),
+        ('["\u00a0", "\u2028"]'.encode(), "a JSON file"),
+        (b"#version: 0.2\nt h\n", "a text file"),
+        (("x" * 4095 + "\u00e9").encode(), "a text file"),
+    ],
+)
+def test_other_kinds_of_file_are_named(data: bytes, kind: str) -> None:
+    with pytest.raises(
+        UserError, match=rf": it is {kind}.*; name a SentencePiece file \(\.model\)$"
+    ):
+        parse_model(data)
+
+
+def test_damaged_models_are_not_another_kind() -> None:
+    for data in (
+        model()[:-1],
+        model() + b"\x0b",
+        model(rest=part(4, b"x")),
+        bytes(40),
+        b"PK\x03\x04",
+    ):
+        with pytest.raises(UserError) as caught:
+            parse_model(data)
+        assert "name a SentencePiece file" not in str(caught.value)
 
 
 def test_tables_that_lead_outside_are_refused() -> None:

@@ -70,6 +70,30 @@ def test_what_is_no_whole_stream_is_refused(tmp_path: Path, raw: bytes) -> None:
         list(lines(tmp_path / "a.zst", True))
 
 
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"", "it is empty"),
+        (
+            b'{"text": "plain"}\n',
+            "it is not a zstd file; if it is plain text, name it without .zst",
+        ),
+        (b"\x1f\x8b\x08\x00", "it is not a zstd file"),
+        (b"\n", "it is not a zstd file"),
+        (b"P*M?", "it is not a zstd file"),
+        (SPOILED["cut header"], "it is cut short"),
+        (SPOILED["cut"], "it is cut short"),
+        (SKIPPED[:3], "it is cut short"),
+    ],
+)
+def test_what_is_wrong_with_a_compressed_file_is_told(
+    tmp_path: Path, raw: bytes, reason: str
+) -> None:
+    (tmp_path / "a.zst").write_bytes(raw)
+    with pytest.raises(UserError, match=rf"cannot read .*a\.zst: {reason}"):
+        list(lines(tmp_path / "a.zst", True))
+
+
 def test_a_bomb_is_refused_before_it_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

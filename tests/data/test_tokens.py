@@ -27,6 +27,7 @@ from fairway.data.tokens import (
     encode_documents,
     join_documents,
     prove_bytes,
+    same_characters,
     token_bytes,
     train_tokenizer,
 )
@@ -290,6 +291,27 @@ def test_a_normalising_tokenizer_says_what_it_represents() -> None:
     assert not tokenizer.represents("a\nb") and tokenizer.represents("a b")
 
 
+@pytest.mark.parametrize(
+    ("text", "form", "same"),
+    [
+        ("a\r\n b", "a b", True),
+        (" \ta\u00a0b\n", "a b", True),
+        ("a  b", "a  b", True),
+        ("a\nb", "a" + " " * 50 + "b", False),
+        ("a b", "ab", False),
+        ("ab", "a b", False),
+        ("a\u200bb", "a b", False),
+        ("\u2026", "...", False),
+        ("\x01", "", False),
+        ("A", "a", False),
+    ],
+)
+def test_a_form_may_differ_in_white_space_and_is_not_longer(
+    text: str, form: str, same: bool
+) -> None:
+    assert same_characters(text, form) == same
+
+
 def test_control_tokens_leave_no_text() -> None:
     ids = [1, *lossless().encode("cat").tolist(), 2, 0]
     assert lossless().decode(ids) == "cat"
@@ -409,9 +431,29 @@ def test_files_are_loaded_or_refused(tmp_path: Path) -> None:
         stream.truncate(MAX_FILE_BYTES + 9)
     with pytest.raises(UserError, match=f"it has {MAX_FILE_BYTES + 1} bytes; expected"):
         Tokenizer.load(path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match=r"tokenizer\.model is a pointer of Git LFS.* git lfs pull"):
+        Tokenizer.load(path)
     path.write_bytes(lossless().data[:-3])
     with pytest.raises(UserError, match=r"tokenizer\.model: the tokenizer is not a usable"):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        (["tokenizer.model"], r"name the file .*/run/tokenizer\.model$"),
+        (["data/tokenizer.model", "data/a.model"], r"name the file .*/run/data/tokenizer\.model$"),
+        (["z.model", "data/tokenizer.model"], r"name the file .*/run/z\.model$"),
+        (["tokenizer.json"], r"it holds no SentencePiece file \(\.model\); name such a file$"),
+    ],
+)
+def test_a_folder_is_not_a_tokenizer(tmp_path: Path, names: list[str], remedy: str) -> None:
+    for name in names:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    with pytest.raises(UserError, match=f"the tokenizer .*run is a folder; {remedy}"):
+        Tokenizer.load(tmp_path / "run")
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
@@ -8,9 +9,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from fairway.base.names import ARTIFACT, recorded_file
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import open_run
 from fairway.serve.asked import MAX_TEXT_BYTES
-from fairway.serve.models import Desk
+from fairway.serve.models import Desk, open_desk
 from fairway.serve.page import POLICY, SCRIPT
+
+from .conftest import RUNTIME
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)> & \x00 \u202e end'
 TEXTS = [
@@ -85,6 +91,41 @@ def test_records_of_stages_are_compared(client: TestClient, desk: Desk) -> None:
     assert "rank" in live[0]["tips"][3] and "rank" not in live[1]["tips"][3]
 
 
+def packed_again(copy: Path, scored: tuple[str, ...]) -> None:
+    """Let a run remember that all its records but some are of another artifact."""
+    folder = RunFolder(copy)
+    stages = json.loads(json.dumps(folder.memory["stages"]))
+    for name in {"score.sliding", "score.ttt"} - {f"score.{stage}" for stage in scored}:
+        stages[name]["facts"]["file_digest"] = "0" * 64
+    folder.remember("stages", stages)
+
+
+@pytest.mark.parametrize("scored", [("sliding", "ttt"), ("ttt",), ()])
+def test_records_of_a_former_artifact_are_not_listed(
+    smoke_run: Path, tmp_path: Path, scored: tuple[str, ...]
+) -> None:
+    copy = Path(shutil.copytree(smoke_run, tmp_path / "copy"))
+    packed_again(copy, scored)
+    found = open_desk([copy], None, RUNTIME)
+    assert set(found.records) == {f"copy:{stage}" for stage in scored}
+    assert set(found.served) == {"copy", "copy:raw", "copy:average"}
+    # The validation text of the run takes the place of the texts of records.
+    assert found.documents()
+
+
+def test_an_artifact_of_another_run_gets_no_records(smoke_run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(smoke_run, tmp_path / "copy"))
+    pipeline = open_run(copy, ["quant.matrix_bits=5"], lambda text: None)
+    with pipeline.writing():
+        pipeline.pack()
+    assert not open_desk([copy], None, RUNTIME).records
+    shutil.copy(smoke_run / ARTIFACT, copy / "other.fwy")
+    assert set(open_desk([copy / "other.fwy"], None, RUNTIME).records) == {
+        "other:sliding",
+        "other:ttt",
+    }
+
+
 def test_a_record_neither_computes_nor_knows_other_texts(client: TestClient) -> None:
     answer = client.post("/costs", json={"text": "my own", "beside": "smoke:ttt"})
     words = answer.json()["error"]["message"]
@@ -131,3 +172,11 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     labelled = set(re.findall(r'<label for="(\w+)"', page))
     fields = set(re.findall(r'<(?:select|input|textarea) id="(\w+)"', page))
     assert fields and fields == labelled
+
+
+def test_a_whole_artifact_is_served_without_its_records(smoke_run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(smoke_run, tmp_path / "copy"))
+    for stage in ("sliding", "ttt"):
+        (copy / recorded_file(stage)).unlink()
+    found = open_desk([copy], None, RUNTIME)
+    assert not found.records and set(found.served) == {"copy", "copy:raw", "copy:average"}

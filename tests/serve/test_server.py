@@ -186,6 +186,12 @@ def test_an_adapter_is_a_model_of_its_own(smoke_run: Path, tmp_path: Path) -> No
     assert tuned.language.bits_per_byte(text) < 0.95 * alone.language.bits_per_byte(text)
     assert alone.fingerprint != tuned.fingerprint and tuned.described == "with adapter"
     assert desk.documents()
+    # Stages and records keep their names.
+    for name in ("raw", "average", "ttt"):
+        desk = open_desk([smoke_run], None, RUNTIME, file.replace(tmp_path / f"{name}.safetensors"))
+        file = tmp_path / f"{name}.safetensors"
+        assert desk.find(f"smoke:adapter-{name}").described == "with adapter"
+        assert {"smoke:raw", "smoke:average"} <= set(desk.served) and "smoke:ttt" in desk.records
 
 
 def test_mistakes_of_the_command_are_sentences(

@@ -69,9 +69,10 @@ class Replay(Trial):
         scored(fresh, other)
         self.other_first += 1
         self._compare(fresh)
-        costs = [charged.by_index(len(text)) for charged in (scored(fresh, text), bench.costs(text))]
+        both = (scored(fresh, text), bench.costs(text))
+        later, first = (charged.by_index(len(text)) for charged in both)
         with np.errstate(invalid="ignore"):
-            moved = costs[0] - costs[1]
+            moved = later - first
         moved = moved[1:][np.isfinite(moved[1:])]
         spread = np.ptp(self.totals) / max(1, len(text) - 1)
         if self.wrong or len(moved) < 2:
