@@ -33,7 +33,7 @@ def column_texts(path: Path, name: str) -> Iterator[tuple[int, str | None]]:
                 for value in batch.column(0):
                     number += 1
                     text = _text(value.as_py(), f"{path} row {number}")
-                    budget.spend(len(text) if text else 0)
+                    budget.spend(_size_bytes(text))
                     yield number, text
             if number != table.metadata.num_rows:
                 raise pyarrow.ArrowInvalid(f"{table.metadata.num_rows} rows are announced")
@@ -60,8 +60,13 @@ def _check(schema: Any, path: Path, name: str) -> None:
         raise UserError(f"{path}: the column '{name}' holds {kind}, not strings")
 
 
+def _size_bytes(value: str | bytes | None) -> int:
+    """Return the bytes of a text; a character has up to four."""
+    return len(value.encode() if isinstance(value, str) else value or b"")
+
+
 def _text(value: str | bytes | None, place: str) -> str | None:
-    if value is not None and len(value) > MAX_LINE_BYTES:
+    if _size_bytes(value) > MAX_LINE_BYTES:
         raise UserError(f"{place} is longer than {megabytes(MAX_LINE_BYTES)}")
     if not isinstance(value, bytes):
         return value

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairway.base.errors import UserError
-from fairway.base.files import atomic_file
+from fairway.base.files import atomic_file, opened
 
 MAGIC, VERSION = 20240520, 1
 HEADER_WORDS, HEADER_BYTES, TOKEN_BYTES = 256, 1024, 2
@@ -36,12 +36,9 @@ def open_shard(path: Path) -> Tokens:
     Raises UserError for a missing file, another magic number or version, and a size that does not
     match the stated count.
     """
-    try:
-        with path.open("rb") as stream:
-            header = stream.read(HEADER_BYTES)
-            size = os.fstat(stream.fileno()).st_size
-    except OSError as error:
-        raise UserError(f"cannot read the shard {path}: {error.strerror}") from None
+    with opened(path, "the shard") as stream:
+        header = stream.read(HEADER_BYTES)
+        size = os.fstat(stream.fileno()).st_size
     if len(header) < HEADER_BYTES:
         raise UserError(f"{path} has {size} bytes; a token shard has at least {HEADER_BYTES}")
     magic, version, count = (int(word) for word in np.frombuffer(header, "<i4", 3))

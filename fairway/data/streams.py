@@ -6,6 +6,7 @@ from pathlib import Path
 import zstandard
 
 from fairway.base.errors import UserError
+from fairway.base.files import opened
 from fairway.base.units import megabytes
 
 MAX_LINE_BYTES = 1 << 28
@@ -62,7 +63,7 @@ def lines(path: Path, compressed: bool) -> Iterator[bytes]:
 
 
 def _pieces(path: Path, size: int) -> Iterator[bytes]:
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         while piece := stream.read(size):
             yield piece
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import sentencepiece
 
 from fairway.base.errors import UserError
-from fairway.base.files import digest_bytes
+from fairway.base.files import digest_bytes, opened
 from fairway.base.mistaken import require_no_pointer
 from fairway.config.settings import BOS_ID
 from fairway.data.case import CAPITAL, MARK_BYTES, MARKS, SMALL, Capitals
@@ -75,13 +75,9 @@ class Tokenizer:
         """Return the tokenizer of a model file; UserError for a missing or unusable one."""
         if path.is_dir():
             raise UserError(f"the tokenizer {path} is a folder; {model_in(path)}")
-        try:
-            if path.is_file():
-                require_no_pointer(path)
-            with path.open("rb") as stream:
-                data = stream.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
+        with opened(path, "the tokenizer") as stream:
+            require_no_pointer(path)
+            data = stream.read(MAX_FILE_BYTES + 1)
         try:
             return cls(data)
         except UserError as error:

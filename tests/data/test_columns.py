@@ -72,9 +72,13 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
         list(column_texts(tmp_path / "a.parquet", "text"))
 
 
-def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("letter", "rows"), [("x", 1000), ("\u00e9", 8), ("\U0001f600", 4)])
+def test_a_bomb_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, letter: str, rows: int
+) -> None:
+    """Bytes are counted, not characters."""
     monkeypatch.setattr(streams, "FREE_TEXT_BYTES", 1_000_000)
-    column = pa.array(["x" * 100_000] * 1000).dictionary_encode()
+    column = pa.array([letter * 100_000] * rows).dictionary_encode()
     path = write(tmp_path / "a.parquet", column, compression="zstd")
     with pytest.raises(UserError, match="too much for its size"):
         list(column_texts(path, "text"))

@@ -1,10 +1,15 @@
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fairway.base.errors import UserError
 from fairway.data.shards import check_vocabulary, find_shards, open_shard, write_shard
+from fairway.data.streams import lines
+from fairway.data.tokens import Tokenizer
 
 TOKENS = np.array([1, 5, 65_535, 0], np.uint16)
 
@@ -47,7 +52,7 @@ def test_a_damaged_shard_is_refused(tmp_path: Path, damage, sentence: str) -> No
 
 
 def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x\.bin: No such file"):
+    with pytest.raises(UserError, match=r"x\.bin does not exist"):
         open_shard(tmp_path / "x.bin")
 
 
@@ -82,3 +87,16 @@ def test_ids_must_be_inside_the_vocabulary() -> None:
     check_vocabulary(TOKENS[:2], 6, "a.bin")
     with pytest.raises(UserError, match=r"a\.bin has token id 5, outside the vocabulary of 5"):
         check_vocabulary(TOKENS[:2], 5, "a.bin")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [open_shard, Tokenizer.load, lambda path: list(lines(path, True)),
+     lambda path: list(lines(path, False))],
+)  # fmt: skip
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
+    tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="it is a pipe, not a file"):
+        read(tmp_path / "pipe")
