@@ -90,7 +90,7 @@ class DataFolder:
         if missing := sorted(digests.keys() - {file.name for file in path.iterdir()}):
             name = missing[0][:_LONGEST_NAME]
             raise UserError(f"{path / name} is missing; build or fetch the data again")
-        tokenizer = Tokenizer.load(_tokenizer_file(path))
+        tokenizer = Tokenizer.load(tokenizer_file(path))
         if digests.get(TOKENIZER, tokenizer.digest) != tokenizer.digest:
             raise UserError(f"{path / TOKENIZER} is not the tokenizer that made the shards")
         if manifest:
@@ -296,7 +296,9 @@ def _run_of_paragraphs(text: str, limit: int, key: int) -> str:
     return paragraphs[first].encode()[:limit].decode(errors="ignore").rpartition(" ")[0]
 
 
-def _tokenizer_file(path: Path) -> Path:
+def tokenizer_file(path: Path) -> Path:
+    """Return the tokenizer of a data folder; UserError for none, and for several without the usual
+    name."""
     found = [path / TOKENIZER] if (path / TOKENIZER).exists() else sorted(path.glob("*.model"))
     if len(found) != 1:
         raise UserError(

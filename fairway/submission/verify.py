@@ -19,12 +19,12 @@ from scipy.special import stdtrit
 from fairway.api import load
 from fairway.audit.records.audit import audit_record
 from fairway.audit.records.folder import open_folder
-from fairway.base.errors import UserError
+from fairway.base.errors import UserError, shown
 from fairway.base.files import MOST_BYTES, digest_file, missing, read_bytes, read_json
 from fairway.bundle.build import SCRIPT, bundle, check_bundle
 from fairway.config.settings import Config, declares_code
 from fairway.config.written import config_hash, fixed_digest, from_dict
-from fairway.data.folder import DataFolder
+from fairway.data.folder import DataFolder, tokenizer_file
 from fairway.machine.plan import Plan
 from fairway.pipeline.solo import SCORE_FILE
 from fairway.score.accounts import score_faults, text_faults
@@ -272,7 +272,7 @@ def _rescored(
     config: Config = from_dict(results["config"])
     plan = Plan(**results["machine"])
     plan.apply()
-    loaded = load(path, tokenizer=_tokenizer(source), plan=plan)
+    loaded = load(path, tokenizer=tokenizer_file(source.path), plan=plan)
     validation = source.sample_validation(config.data.val_bytes, config.data.val_tokens)
     text = text_of(validation.ids, source.tokenizer.table, validation.bytes)
     asked = Evaluation(text, config.score, config.ttt, config.seed)
@@ -281,11 +281,9 @@ def _rescored(
         return found.bpb
     if claim["stage"] == "ttt":
         return evaluate_ttt(loaded.model, asked).score.bpb
+    if claim["stage"] != "sliding":
+        raise UserError(f"{CLAIM} claims the stage {shown(claim['stage'])}, which no run claims")
     return evaluate_frozen(loaded.model, asked, sliding=True).bpb
-
-
-def _tokenizer(source: DataFolder) -> Path:
-    return next(iter(sorted(source.path.glob("*.model"))))
 
 
 def _retrained(folder: Path, claim: Mapping[str, Any], seed: int, data: Path) -> float:

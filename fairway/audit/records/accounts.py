@@ -13,6 +13,10 @@ from fairway.config.settings import LIMIT_BYTES
 BUDGET_S = 600.0
 # A run notices the end of its budget only after the step that crosses it.
 _LAST_STEP_S = 1.0
+# Names of bytes that count artifact and code.
+_WHOLE = re.compile(r"[a-z_]{0,40}(?:total|submission)")
+# Totals of bytes in one claim that differ by more are not the same thing.
+_NEAR = 0.9
 # Above this multiple of the budget, a run of unknown size probably used fewer processes.
 _MUCH = 1.3
 
@@ -57,9 +61,7 @@ def check_bytes(logs: Sequence[Log], claims: Claims, shipped: Shipped) -> Iterat
         total = total_bytes(log)
         if total is not None and total.value > LIMIT_BYTES and not _packed_again(log, logs):
             yield _over(total, log, shipped)
-    if claimed is not None and claimed.value > LIMIT_BYTES:
-        largest = max(logs, key=lambda log: log.get("model bytes") or 0.0, default=None)
-        yield _over(claimed, largest, shipped)
+    yield from _claimed_over(claims, logs, shipped)
     if not totals:
         yield Finding("note", "no-bytes", "no log says how many bytes the submission has")
     elif claimed is not None:
@@ -75,12 +77,41 @@ def _packed_again(log: Log, logs: Sequence[Log]) -> bool:
     return log.training_only and any(total_bytes(other) is not None for other in others)
 
 
+def _claimed_over(claims: Claims, logs: Sequence[Log], shipped: Shipped) -> Iterator[Finding]:
+    """Yield totals of the claim above the limit, and totals that contradict each other."""
+    log = max(logs, key=lambda log: log.get("model bytes") or 0.0, default=None)
+    # A size of the artifact may lack the code.
+    whole = [number for number in claims.totals if _WHOLE.match(number.text)] or claims.totals
+    over = [number for number in whole if number.value > LIMIT_BYTES]
+    # One total of several is in doubt, unless it has the challenge's own name.
+    if over and (len(over) == len(whole) or over[0] is whole[0]):
+        yield _over(max(over, key=lambda number: number.value - number.off), log, shipped)
+    if len(claims.totals) > 1:
+        yield from _apart(claims.totals, whole)
+    runs = [said.numbers.get("total bytes") for said in claims.of_seed.values()]
+    each = {number.value: number for number in [*claims.run_totals, *runs] if number is not None}
+    for number in each.values():
+        if number.value > LIMIT_BYTES:
+            yield _over(number, log, shipped)
+
+
+def _apart(totals: Sequence[Number], whole: Sequence[Number]) -> Iterator[Finding]:
+    """Yield a question about totals of one claim that cannot be the same thing."""
+    least, most = (pick(totals, key=lambda number: number.value) for pick in (min, max))
+    surely = most.value - most.off
+    fits = [number for number in whole if number.value <= LIMIT_BYTES]
+    if least.value < _NEAR * surely or (fits and surely > LIMIT_BYTES + 0.5):
+        why = "the claim states different bytes for the whole submission; one of them is wrong"
+        yield of("warning", "bytes-differ", why, most, f"{least.text}; {most.text}")
+
+
 def _over(total: Number, log: Log | None, shipped: Shipped) -> Finding:
     """Return a finding for a total above the limit; a note if the shipped file is small enough."""
     code = log.get("code bytes") if log is not None else None
     # Everything but the code: the model, and whatever else the total counts.
     model = total.value - code if code is not None else None
-    value = f"{total.value:,.0f} is {total.value - LIMIT_BYTES:,.0f} over"
+    stated = f"{total.text}: " if total.off else ""
+    value = f"{stated}{total.value:,.0f} is {total.value - LIMIT_BYTES:,.0f} over"
     scripts = [size for size in (shipped.script_bytes, shipped.packed_bytes) if size is not None]
     script = min(scripts, default=None)
     if model is not None and script is not None and model + script <= LIMIT_BYTES:
@@ -89,6 +120,9 @@ def _over(total: Number, log: Log | None, shipped: Shipped) -> Finding:
         )
         return of("note", "over-cap", why, total, f"{value}; {model + script:,.0f} as shipped")
     why = f"artifact and code exceed {LIMIT_BYTES:,} bytes (decimal)"
+    if total.value - total.off < LIMIT_BYTES + 0.5:
+        why = f"a rounded number: artifact and code may exceed {LIMIT_BYTES:,} bytes (decimal)"
+        return of("warning", "over-cap", why, total, value)
     as_shipped = f"; {model + script:,.0f} as shipped" if model and script else ""
     return of("invalid", "over-cap", why, total, value + as_shipped)
 
@@ -97,7 +131,8 @@ def _against_largest(
     claimed: Number, totals: list[Number], models: set[float | None]
 ) -> Iterator[Finding]:
     largest = max(totals, key=lambda number: number.value)
-    if claimed.value >= largest.value:
+    # Rounded numbers may be cut off.
+    if claimed.value + claimed.off >= largest.value:
         return
     value = f"{claimed.value:,.0f} claimed, {largest.value:,.0f} in {largest.file}:{largest.line}"
     if any(claimed.value == number.value for number in totals):
@@ -117,10 +152,11 @@ def _code_size(logs: Sequence[Log], claims: Claims, shipped: Shipped) -> Iterato
     counted += [claims.numbers["code bytes"]] if "code bytes" in claims.numbers else []
     if shipped.script_bytes is None:
         return
+    sizes = (shipped.script_bytes, shipped.code_bytes)
     models = [log.get("model bytes") or 0.0 for log in logs]
     together = max(models, default=0.0) + shipped.script_bytes
     for number in {number.value: number for number in counted}.values():
-        if number.value in (shipped.script_bytes, shipped.code_bytes):
+        if any(abs(number.value - size) <= number.off for size in sizes):
             continue
         why = "the code size that was counted is not that of the file shipped"
         value = f"{number.value:,.0f} counted, {shipped.script_bytes:,} shipped"

@@ -125,7 +125,10 @@ def check_scores(
     facts["seeds"] = [log.seed for log in scored]
     claimed = claims.numbers.get("bpb")
     if claimed is None:
-        yield Finding("note", "no-claim", "no score could be found in submission.json")
+        # Other findings ask about a file that is missing or unread, or about its value.
+        asked = not claims.file or claims.unread or claims.by_seed
+        why = "no score could be found in submission.json"
+        yield Finding("note" if asked else "warning", "no-claim", why)
     elif scored:
         yield from _mean(scored, claims, claimed, found, facts)
     yield from _each_seed(scored, claims, readme)
@@ -262,13 +265,14 @@ _SEED_CLAIMS = {"steps": "steps", "bytes": "bytes", "time": "seconds of training
 
 def _of_seed(log: Log, said: SeedClaim) -> Iterator[tuple[str, Number, str]]:
     """Yield (quantity, claim, what the log has) for every claim of a seed that differs."""
-    steps, size = said.numbers.get("steps"), said.numbers.get("total bytes")
+    steps, numbers = said.numbers.get("steps"), said.numbers
+    size = numbers.get("total bytes") or numbers.get("bytes")
     seconds = said.numbers.get("train seconds")
     if steps is not None and log.steps and abs(steps.value - log.steps) > 1:
         yield "steps", steps, f"{steps.value:,.0f} claimed, {log.steps:,} steps in the log"
     totals = [number.value for number in log.totals]
     totals += [m + c for m in [log.get("model bytes")] for c in [log.get("code bytes")] if m and c]
-    if size is not None and totals and all(size.value < total * 0.999 for total in totals):
+    if size and totals and all(size.value + size.off < total * 0.999 for total in totals):
         yield "bytes", size, f"{size.value:,.0f} claimed, {max(totals):,.0f} bytes in the log"
     trained = log.train_s
     if seconds is not None and trained is not None and trained.value - seconds.value > 1.5:

@@ -4,6 +4,7 @@ A folder in the challenge's format has no fixed schema, so numbers are found by 
 wherever they are. The audit reports what it could not find. It executes and imports nothing.
 """
 
+import itertools
 import os
 import time
 from collections import Counter
@@ -16,7 +17,13 @@ from fairway.audit.findings import Finding, holds, ordered, plain
 from fairway.audit.records import accounts, agreement
 from fairway.audit.records.accounts import Shipped, total_bytes
 from fairway.audit.records.adaptation import check_adaptation
-from fairway.audit.records.claims import NON_RECORD, Claims, read_claims
+from fairway.audit.records.claims import (
+    NON_RECORD,
+    Claims,
+    excuses,
+    outside_budgets,
+    read_claims,
+)
 from fairway.audit.records.coverage import gaps
 from fairway.audit.records.denominators import check_denominators, text_bytes
 from fairway.audit.records.folder import (
@@ -38,7 +45,12 @@ from fairway.base.errors import UserError
 from fairway.config.settings import LIMIT_BYTES
 
 _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst", ".xz")
-_ARCHIVES = (".gz", ".zip", ".bz2", ".tar", ".tgz", ".7z", ".rar")
+_ARCHIVES = (
+    ".gz", ".zip", ".bz2", ".tar", ".tgz", ".7z", ".rar", ".zst", ".zstd", ".xz", ".txz", ".lzma",
+    ".lz", ".lz4", ".br", ".z",
+)  # fmt: skip
+# The most names in one finding.
+_MOST_NAMES = 4
 _README_BYTES = 1_000_000
 _LOGS = (".log", ".txt", ".out", ".err", ".jsonl", ".ndjson", ".csv", ".tsv", "")
 # The limit of processor time for one record, whatever it contains. Honest records take 0.1 to 3 s.
@@ -198,7 +210,20 @@ def _logs(record: _Record) -> Iterator[Finding]:
     # A script may be audited alone. Any other single file must be a log.
     scripts = record.folder.ending(".py", *NATIVE)
     if not record.logs and (record.folder.whole or not scripts):
-        yield Finding("warning", "no-log", "no training log could be found")
+        yield _no_log(record.folder)
+
+
+def _no_log(folder: Folder) -> Finding:
+    """Return the finding that no log was read, with the names of files that may be logs."""
+    closed = [*folder.skipped, *(file.name for file in folder.ending(*_ARCHIVES))]
+    shown = ", ".join(closed[:_MOST_NAMES])
+    more = len(closed) - _MOST_NAMES
+    why = "no training log could be found"
+    if closed:
+        why += "; links are not followed and archives are not opened, so these were not read"
+    return Finding(
+        "warning", "no-log", why, value=shown + (f" and {more} more" if more > 0 else "")
+    )
 
 
 def _told(record: _Record, found: Iterable[Finding]) -> Iterator[Finding]:
@@ -213,8 +238,12 @@ def _claim(record: _Record) -> Iterator[Finding]:
         value = read_object(file)
         if isinstance(value, str):
             yield Finding("warning", "json", f"the claim cannot be read: {value}", file.name)
-        else:
-            record.claims = read_claims(value, file.name)
+            record.claims = excuses(read_text(file))
+            continue
+        record.claims = read_claims(value, file.name)
+        for name, text in record.claims.unread.items():
+            why = "a value of the claim could not be read as a number, so it was not checked"
+            yield Finding("warning", "claim-unread", why, file.name, value=f"{name}: {text}")
     claimed = record.claims.numbers.items()
     record.facts["claims"] = {name: number.value for name, number in claimed}
     if NON_RECORD.search(os.path.realpath(record.folder.path)):
@@ -225,6 +254,8 @@ def _runs(record: _Record) -> Iterator[Finding]:
     """Set aside the runs that are not claimed; yield which, and the unread parts of the others."""
     for file in record.folder.named(README)[:1]:
         record.readme = read_text(file, _README_BYTES)
+    if "bpb" not in record.claims.numbers and outside_budgets(record.readme):
+        record.claims.unlimited = True
     if not record.folder.whole:
         # A single file is always meant.
         record.runs = Runs(claimed=record.logs)
@@ -239,11 +270,12 @@ def _runs(record: _Record) -> Iterator[Finding]:
 
 
 def _accounts(record: _Record) -> Iterator[Finding]:
-    logs, claims, tempered = record.logs, record.claims, record.runs.tempered
+    logs, claims = record.logs, record.claims
+    found = [accounts.check_times(logs, claims), accounts.check_steps(logs, claims)]
     if logs or record.folder.whole:
-        yield from tempered(accounts.check_bytes(logs, claims, _shipped(record.folder)))
-    yield from tempered(accounts.check_times(logs, claims))
-    yield from tempered(accounts.check_steps(logs, claims))
+        found.insert(0, accounts.check_bytes(logs, claims, _shipped(record.folder)))
+    # Together, because a run may exceed one budget and another run the other.
+    yield from record.runs.tempered(itertools.chain(*found))
 
 
 def _scores(record: _Record) -> Iterator[Finding]:

@@ -102,6 +102,8 @@ part-of-text | subset | the bytes are those of a part of the text
   unit | Which documents were scored, and what is the score on all?
 denominator | denominator | the bytes are not those of the text
   unit | How are the bytes of a token counted, and what do they sum to?
+score-numbers | denominator | the numbers of a score contradict each other or the text
+  unit | Which program wrote these numbers?
 space-twice | denominator | leading spaces are counted twice
   unit | What do the bytes of all tokens sum to?
 marker-bytes | denominator | the marker of a space counts as bytes
@@ -168,6 +170,8 @@ seed-time | claim | seconds of a seed that its log does not show
   stated | Which lines of the log show it?
 bytes-claimed | claim | fewer bytes claimed than logged
   stated | Which lines of the log show it?
+bytes-differ | claim | the claim states different bytes of the submission
+  bytes | Which of them has artifact and code?
 bytes-not-largest | claim | the bytes of one seed are claimed
   the largest artifact of all seeds must fit | Can the largest be stated?
 sd | claim | a standard deviation that differs from that of the seeds
@@ -208,6 +212,8 @@ work-ended | - | it was not read to its end
   unread | Can a shorter form be shipped?
 unreadable | - | a file could not be read
   unread | Can it be shipped again?
+claim-unread | - | a value in submission.json that is no number
+  unread | Which number is claimed?
 json | - | submission.json could not be read
   unread | Can it be written as valid JSON?
 unpack | - | the script could not be unpacked for reading

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fairway.audit.findings import Finding
-from fairway.audit.records.claims import Claims, seed_rows
+from fairway.audit.records.claims import Claims, seed_rows, told_scores
 from fairway.audit.records.logs import Log
 from fairway.audit.records.said import Number, Stage
 
@@ -24,6 +24,8 @@ _ASIDE = re.compile(
 )
 
 
+# Limits that hold for every run by itself.
+_BUDGETS = frozenset({"train-time", "eval-time", "over-cap"})
 _COMPARES = re.compile(r"mixed-|other-settings|seed-twice|no-log-of-seed|bytes-not-largest")
 
 
@@ -32,28 +34,54 @@ class Runs:
     """The runs that a record claims, and the others, each with the reason why it is set aside.
 
     `certain` is False if the claim does not distinguish its runs from others. Then no finding that
-    rests on a log alone is 'invalid'.
+    rests on a log alone is 'invalid', except a budget that every run exceeds if no score is
+    claimed (`any_run`): whichever runs are meant, none is valid.
     """
 
     claimed: list[Log] = field(default_factory=list)
     aside: list[tuple[Log, str]] = field(default_factory=list)
     certain: bool = True
+    any_run: bool = False
 
     def tempered(self, findings: Iterable[Finding]) -> Iterator[Finding]:
         """Yield findings about logs; as warnings if the claimed runs are not known."""
-        for finding in findings:
-            if not self.certain and _COMPARES.match(finding.code):
-                # These runs may not belong together, so they need not agree.
+        if self.certain:
+            yield from findings
+            return
+        found = list(findings)
+        proven = self._of_any_run(found)
+        for finding in found:
+            # These runs may not belong together, so they need not agree.
+            if _COMPARES.match(finding.code):
                 continue
-            if finding.severity == "invalid" and not self.certain:
+            if finding.severity == "invalid" and finding not in proven:
                 why = f"{finding.why} (it is not known whether the record claims this run)"
                 finding = replace(finding, severity="warning", why=why)
             yield finding
+
+    def _of_any_run(self, found: Sequence[Finding]) -> list[Finding]:
+        """Return the budgets that are exceeded whichever runs are claimed.
+
+        Those of claim and files, and all if every run exceeds one and no score is claimed.
+        """
+        proven = [f for f in found if f.severity == "invalid" and f.code in _BUDGETS]
+        exceeding = {id(self._log_of(finding)) for finding in proven}
+        every = self.any_run and all(id(log) in exceeding for log in self.claimed)
+        return [f for f in proven if every or self._log_of(f) is None]
+
+    def _log_of(self, finding: Finding) -> Log | None:
+        """Return the log of a finding's place: in its file, the last run that begins before it."""
+        logs = [*self.claimed, *(log for log, _ in self.aside)]
+        line = finding.line or 0
+        before = [g for g in logs if g.name == finding.file and g.first_line <= line]
+        return max(before, key=lambda log: log.first_line, default=None)
 
     def findings(self) -> Iterator[Finding]:
         """Yield one note about the logs set aside, or a warning if no run could be identified."""
         if not self.certain and len(self.claimed) > 1:
             why = "none of these runs has the claimed score, so it is not known which are claimed"
+            if self.any_run:
+                why = "no score is claimed, so it is not known which of these runs are claimed"
             names = _some([log.shown for log in self.claimed])
             yield Finding("warning", "runs-unknown", why, value=names)
         if self.aside:
@@ -71,12 +99,19 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 
 
 def choose(logs: Sequence[Log], claims: Claims, readme: str) -> Runs:
-    """Return the runs that a record claims; if a score matches, `claimed` of the log is set."""
+    """Return the runs that a record claims; if a score matches, `claimed` of the log is set.
+
+    If submission.json has no score, the first score that the README states as its own counts.
+    """
     left, aside = _without_copies(logs)
     named = [log for log in left if _base(log) in claims.others]
     aside += [(log, "the claim names it as a log of something else") for log in named]
     left = [log for log in left if log not in named]
-    runs = _by_seed(left, _scores_by_seed(claims, readme, left), claims) or _by_mean(left, claims)
+    stated = [claims.numbers["bpb"]] if "bpb" in claims.numbers else []
+    told = [] if stated else told_scores(readme, "README.md")
+    scores = _scores_by_seed(claims, readme, left, [*stated, *told][:1])
+    runs = _by_seed(left, scores, claims)
+    runs = runs or (_by_mean(left, claims, stated[0]) if stated else _by_readme(left, claims, told))
     runs.aside = aside + runs.aside
     runs.claimed.sort(key=lambda log: (log.name, log.part))
     for log in runs.claimed:
@@ -111,8 +146,8 @@ def _values(claims: Claims, log: Log) -> list[Number]:
 
 
 def unit(text: str) -> float:
-    """Return half a unit of the last written decimal of a number."""
-    digits = re.search(r"\d\.(\d{1,30})\s*$", text)
+    """Return half a unit of the last written decimal of the first number with decimals."""
+    digits = re.search(r"\d\.(\d{1,30})(?![\d.eE])", text)
     return 0.51 * 10.0 ** -len(digits[1]) if digits else 0.0
 
 
@@ -143,19 +178,20 @@ def _timed(stage: Stage, stages: Sequence[Stage]) -> Stage:
 # By the scores of seeds
 
 
-def _scores_by_seed(claims: Claims, readme: str, logs: Sequence[Log]) -> dict[int, list[Number]]:
+def _scores_by_seed(
+    claims: Claims, readme: str, logs: Sequence[Log], claimed: Sequence[Number]
+) -> dict[int, list[Number]]:
     """Return the claimed scores of every seed, from submission.json, else from the README."""
     if claims.by_seed:
         return {seed: [score] for seed, score in claims.by_seed.items()}
     rows = seed_rows(readme, {log.seed for log in logs if log.seed is not None})
-    claimed = claims.numbers.get("bpb")
     columns = min((len(values) for values in rows.values()), default=0)
-    if claimed is None:
+    if not claimed:
         return {}
-    allowed = max(ROUNDING, unit(claimed.text))
+    allowed = max(ROUNDING, unit(claimed[0].text))
     for column in reversed(range(columns)):
         values = [row[column][0] for row in rows.values()]
-        if any(abs(v - claimed.value) <= allowed for v in [statistics.fmean(values), *values]):
+        if any(abs(v - claimed[0].value) <= allowed for v in [statistics.fmean(values), *values]):
             return {
                 seed: [Number(row[column][0], "README.md", row[column][1], str(row[column][0]))]
                 for seed, row in rows.items()
@@ -222,11 +258,26 @@ def _training_of(found: Log, of_seed: Sequence[Log], claims: Claims) -> list[Log
 # By the overall score
 
 
-def _by_mean(logs: list[Log], claims: Claims) -> Runs:
+def _by_readme(logs: list[Log], claims: Claims, told: Sequence[Number]) -> Runs:
+    """Return the runs whose mean a README states, or the run whose score it states first."""
+    means = (_of_mean(logs, claims, score) for score in told)
+    found = next((runs for runs in means if runs is not None), None)
+    found = found or (_of_single(logs, told[0]) if told else None)
+    return found or Runs(claimed=list(logs), certain=False, any_run=not (told or claims.by_seed))
+
+
+def _by_mean(logs: list[Log], claims: Claims, claimed: Number) -> Runs:
     """Return the runs whose mean is claimed, or the run whose score is."""
-    claimed = claims.numbers.get("bpb")
-    if claimed is None or not logs:
-        return Runs(claimed=list(logs), certain=False)
+    found = _of_mean(logs, claims, claimed) or _of_single(logs, claimed)
+    if found is not None:
+        return found
+    seeds = [log.seed for log in logs]
+    names = {re.sub(r"\d+", "#", log.name) for log in logs}
+    distinct = len(set(seeds)) == len(seeds) > 1 and None not in seeds and len(names) == 1
+    return Runs(claimed=list(logs), certain=distinct)
+
+
+def _of_mean(logs: list[Log], claims: Claims, claimed: Number) -> Runs | None:
     allowed = max(ROUNDING, unit(claimed.text))
     for group in _groups(logs, claims):
         stage = _common(group, claimed.value, allowed)
@@ -234,15 +285,16 @@ def _by_mean(logs: list[Log], claims: Claims) -> Runs:
             for log in group:
                 log.claimed = _match(log, [s.bpb for s in log.stages if s.name == stage][-1:])
             return _rest(logs, group)
+    return None
+
+
+def _of_single(logs: list[Log], claimed: Number) -> Runs | None:
     single = _nearest(logs, [claimed])
     if single is not None:
         single.claimed = _match(single, [claimed])
         family = [log for log in logs if log is single or _same_run(log, single)]
         return _rest(logs, family)
-    seeds = [log.seed for log in logs]
-    names = {re.sub(r"\d+", "#", log.name) for log in logs}
-    distinct = len(set(seeds)) == len(seeds) > 1 and None not in seeds and len(names) == 1
-    return Runs(claimed=list(logs), certain=distinct)
+    return None
 
 
 def _rest(logs: Sequence[Log], claimed: list[Log]) -> Runs:

@@ -19,12 +19,13 @@ _TIME = rf"{_FLOAT}\s?(ms|s|sec|secs|seconds|m|min|minutes)\b"
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number with its evidence."""
+    """A number with its evidence, and the most that rounding may have changed it."""
 
     value: float
     file: str
     line: int
     text: str
+    off: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,45 @@ def value_of(digits: str) -> float:
 def _seconds(found: re.Match[str]) -> float:
     unit = found[2].lower()
     return value_of(found[1]) * _SECONDS["ms" if unit == "ms" else unit[0]]
+
+
+# ---------------------------------------------------------------------------------------------
+# Values as people write them: with separators, a unit, a spread or a remark in brackets
+
+_VALUE = re.compile(
+    r"\s{0,9}(\d{1,3}(?:,\d{3}){1,9}|\d{1,30})(?:\.(\d{1,30}))?\s{0,9}([a-z]{1,10})?\s{0,9}"
+    r"(?:(?:±|\+/-|\+-)[\s\d.]{1,40})?(?:\([^()]{0,200}\))?\s{0,9}",
+    re.IGNORECASE,
+)
+_BYTES_OF = {
+    "b": 1.0, "byte": 1.0, "bytes": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10,
+    "mib": 2.0**20, "gib": 2.0**30,
+}  # fmt: skip
+_SECONDS_OF = {
+    "ms": 1e-3, "s": 1.0, "sec": 1.0, "secs": 1.0, "seconds": 1.0, "m": 60.0, "min": 60.0,
+    "minutes": 60.0, "h": 3600.0,
+}  # fmt: skip
+# By kind of quantity: its units, in bytes, seconds, or bits per byte.
+UNITS: dict[str, dict[str, float]] = {
+    "bytes": _BYTES_OF, "seconds": _SECONDS_OF, "bpb": {"bpb": 1.0}, "": {},
+}  # fmt: skip
+
+
+def written(text: str, kind: str = "", unit: str = "") -> tuple[float, float] | None:
+    """Return the value that a text states, and one unit of its last digit; None if it is unclear.
+
+    `unit` is that of the name, for values without one. Whole numbers without a unit are exact.
+    """
+    found = _VALUE.fullmatch(text[:400])
+    scale = (
+        UNITS[kind].get((found[3] or unit).lower(), None if found[3] else 1.0) if found else None
+    )
+    if found is None or scale is None:
+        return None
+    digits = found[2] or ""
+    value = float(f"{found[1].replace(',', '')}.{digits or 0}") * scale
+    exact = scale == 1.0 and not digits
+    return value, 0.0 if exact else scale * 10.0 ** -len(digits)
 
 
 # ---------------------------------------------------------------------------------------------
