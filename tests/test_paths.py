@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from audit.record import Case
 from damage import FIXED, Place, contents, run_command
 from test_outputs import node
 
@@ -258,7 +259,8 @@ def coded(place: Place, run: Run, kept: Path) -> None:
         assert run(f"compress text.txt --artifact {ART} --out text.fwz {FIXED}".split())[0] == 0
         (place / "text.fwz").rename(kept)
     shutil.copy(kept, place / "text.fwz")
-    (place / "record" / "README.md").write_text("")
+    # With logs, so that it can be judged.
+    shutil.copytree(Case().write(place / "case"), place / "record", dirs_exist_ok=True)
 
 
 def written(place: Place, run: Run, line: str) -> None:
@@ -313,7 +315,7 @@ def test_a_file_of_ours_is_replaced_and_an_input_is_not(
         (f"unpack {ART} --out {ART}", "is the artifact itself"),
         (f"unpack {ART} --out run/weights.safetensors", "this command did not write it"),
         (f"decompress text.fwz --artifact {ART} --out text.fwz", "is the file itself"),
-        (f"prove --decode run/proof.fwp --artifact {ART} --out text.fwz", "did not write it"),
+        (f"prove --decode run/proof.fwp --artifact {ART} --out text.fwz", "holds something else"),
     ):
         code, _, err = run(line.split())
         assert code == 2 and told in err, (line, err)

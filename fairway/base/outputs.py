@@ -179,12 +179,13 @@ def require_file(
     inputs: Mapping[str, Path | None],
     ours: Callable[[bytes], bool] | None = None,
     option: str = "--out",
+    same: Callable[[Path], bool] | None = None,
 ) -> None:
     """Raise UserError unless a command that reads `inputs` may write its file to `out`.
 
     An input is not replaced, and nothing in an input folder. An existing file that is not empty is
-    replaced only if its beginning shows that the same command wrote it (`ours`). `option` names the
-    option for the file.
+    replaced only if its beginning shows that the same command wrote it (`ours`), or if it holds the
+    `same` content, so that nothing is lost. `option` names the option for the file.
     """
     place = place_of(out)
     if not place.lent:
@@ -197,11 +198,12 @@ def require_file(
             raise UserError(f"{out} {what}; name another file with {option}")
     with place.path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
-    if head and not (ours and ours(head)):
-        raise UserError(
-            f"{out} exists already, and this command did not write it; name another file with "
-            f"{option}, or delete it first"
-        )
+    if not head or (same(place.path) if same else ours and ours(head)):
+        return
+    why = "holds something else" if same else "this command did not write it"
+    raise UserError(
+        f"{out} exists already, and {why}; name another file with {option}, or delete it first"
+    )
 
 
 def _require_writable(out: Path, folder: Path, remedy: str) -> None:

@@ -1,9 +1,9 @@
 """The verbs that code text with a model: prove, compress, decompress, sample."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 from fairway.base.errors import UserError
 from fairway.base.outputs import require_file
 from fairway.base.terminal import command, put
+from fairway.base.units import counted
 from fairway.cli.base import (
     AdapterFile,
     Json,
@@ -34,6 +35,7 @@ from fairway.config.settings import MAX_STREAMS
 from fairway.data.documents import Document, LeftOut, told
 
 SUFFIX = ".fwz"
+_OUT = f"File to write [FILE{SUFFIX}]; replaced only if it restores the same bytes."
 
 Artifact = Annotated[
     Path, path_option("--artifact", help="Artifact of the model, or folder of its run.")
@@ -137,7 +139,7 @@ def _prove(
         as_json,
         {**asdict(account), "left_out": dict(left_out)},
         f"{a.coded_bytes:,} bytes code {a.text_bytes:,} bytes of text: {a.bits_per_byte:.4f} bits "
-        f"per byte ({a.tokens:,} tokens, {a.streams} streams)",
+        f"per byte ({counted(a.tokens, 'token')}, {counted(a.streams, 'stream')})",
         f"predicted: {a.ideal_bits:,.1f} bits; coded: {a.coded_excess_bits:+,.1f} bits, of which "
         f"{a.quantisation_bits:,.3f} for whole-number frequencies ({a.quantisation_share:.2e})",
         f"the scorer's fast path: {a.scorer_bits:,.1f} bits, {a.scorer_difference_bits:+.4f} to "
@@ -172,12 +174,14 @@ def _documents(text: Path, limit_bytes: int, left_out: LeftOut) -> Iterator[Docu
 
 
 def _restore(file: Path, artifact: Path, out: Path, tokenizer: Path | None, as_json: bool) -> None:
-    from fairway.base.files import write_atomic
+    from fairway.base.files import digest_file, read_bytes, write_atomic
+    from fairway.prove.container import restores
     from fairway.prove.proof import restore
 
-    require_file(out, {"proof": file, "artifact": artifact, "tokenizer": tokenizer})
+    inputs, read = {"proof": file, "artifact": artifact, "tokenizer": tokenizer}, cache(read_bytes)
+    require_file(out, inputs, same=lambda old: restores(read(file), digest_file(old)))
     start_s = time.perf_counter()
-    data, header = restore(file, artifact, tokenizer)
+    data, header = restore(file, artifact, tokenizer, read)
     write_atomic(out, data)
     facts = {**header, "seconds": time.perf_counter() - start_s}
     line = f"restored {len(data):,} bytes to {out}; their digest is that of the coded text"
@@ -188,7 +192,7 @@ def _restore(file: Path, artifact: Path, out: Path, tokenizer: Path | None, as_j
 def compress(
     file: Annotated[Path, path_argument("FILE", "Any file.")],
     artifact: Artifact,
-    out: Annotated[Path | None, file_option("--out", help=f"File to write [FILE{SUFFIX}].")] = None,
+    out: Annotated[Path | None, file_option("--out", help=_OUT)] = None,
     streams: Streams = None,
     beside: Annotated[
         bool, typer.Option("--compare", help="Also print the sizes that other compressors reach.")
@@ -198,20 +202,23 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress a file with a model, and check that it decodes to the same bytes."""
-    from fairway.base.files import read_bytes, write_atomic
+    from fairway.base.files import digest_bytes, read_bytes, write_atomic
     from fairway.prove.archive import compress as compressed
     from fairway.prove.archive import decompress as decompressed
     from fairway.prove.coding import open_session
-    from fairway.prove.container import ARCHIVE, STORED
+    from fairway.prove.container import restores
     from fairway.prove.machine import coding_plan
 
     _require_source(file, out)
     # The names . and / have no ending, but paths that are no files were refused above.
-    target = _free(out, file.with_name(file.name + SUFFIX))
+    target, read = out or file.with_name(file.name + SUFFIX), cache(read_bytes)
     inputs = {"file": file, "artifact": artifact, "tokenizer": tokenizer}
-    require_file(target, inputs, _of_kind(STORED, ARCHIVE))
+    # An archive may be the only copy of another content.
+    require_file(
+        target, inputs, same=lambda old: restores(read_bytes(old), digest_bytes(read(file)))
+    )
     require_inputs(artifact, tokenizer)
-    data = read_bytes(file)
+    data = read(file)
     start_s = time.perf_counter()
     plan = coding_plan(runtime_of(overrides), exact=False)
     session = open_session(artifact, tokenizer, plan)
@@ -261,14 +268,16 @@ def decompress(
     as_json: Json = False,
 ) -> None:
     """Restore a compressed file; it needs the same artifact."""
-    from fairway.base.files import read_bytes, write_atomic
+    from fairway.base.files import digest_file, read_bytes, write_atomic
     from fairway.prove.archive import decompress as decompressed
+    from fairway.prove.container import restores
 
     if out is None and file.suffix != SUFFIX:
         raise UserError(f"{file} does not end in {SUFFIX}; name the file to write with --out")
-    target = out or _free(None, file.with_suffix(""))
-    require_file(target, {"file": file, "artifact": artifact, "tokenizer": tokenizer})
-    coded = read_bytes(file)
+    target, read = out or file.with_suffix(""), cache(read_bytes)
+    inputs = {"file": file, "artifact": artifact, "tokenizer": tokenizer}
+    require_file(target, inputs, same=lambda old: restores(read(file), digest_file(old)))
+    coded = read(file)
     start_s = time.perf_counter()
     try:
         data = decompressed(coded, artifact, tokenizer)
@@ -290,13 +299,6 @@ def _require_source(file: Path, out: Path | None) -> None:
             raise UserError(f"{file} has no name for the output; name the file with --out")
     elif not file.is_file():
         opened(file).close()
-
-
-def _free(named: Path | None, derived: Path) -> Path:
-    """Return the file to write: the named one, or one derived from another if it is not there."""
-    if named is None and os.path.lexists(derived):
-        raise UserError(f"{derived} exists already; name another file with --out")
-    return named or derived
 
 
 def sample(

@@ -275,7 +275,7 @@ def runs(
     """List runs with their changed settings, scores, bytes and seconds."""
     from fairway.base.files import write_atomic
     from fairway.pipeline.folder import RunFolder
-    from fairway.pipeline.index import as_csv, is_csv
+    from fairway.pipeline.index import NEXT, as_csv, is_csv
     from fairway.pipeline.index import runs as runs_of
     from fairway.pipeline.sink import send, sink_named
 
@@ -296,6 +296,9 @@ def runs(
             put_bytes(text.encode())
         else:
             write_atomic(out, text.encode())
+        return
+    if not found:
+        emit(as_json, found, f"there are no runs in {folder}; {NEXT}")
         return
     if kind is not None:
         require_folder(out or Path("logs"))
@@ -322,7 +325,7 @@ def _run_table(found: list[dict[str, Any]]) -> object:
     rows = [
         (
             run["name"],
-            str(run["seed"] or ""),
+            "" if run["seed"] is None else str(run["seed"]),
             " ".join(run["differences"] or []),
             *(f"{run['scores'][s]:.4f}" if s in run["scores"] else "" for s in stages),
             f"{run['bytes']:,}" if run["bytes"] else "",

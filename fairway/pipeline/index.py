@@ -3,11 +3,13 @@
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from fairway.base.errors import UserError
+from fairway.base.files import missing
+from fairway.base.names import ARTIFACT, WEIGHTS
 from fairway.base.terminal import line
 from fairway.config.settings import Config
 from fairway.pipeline.folder import MEMORY, RunFolder
@@ -16,14 +18,24 @@ from fairway.pipeline.record import config_of, differences
 
 # The most files in a folder of runs; a run has about 20 files.
 _MOST_ENTRIES = 100_000
+# What to do where there are no runs.
+NEXT = "make a run with `fairway run demo`, or name another folder with `fairway runs FOLDER`"
+# The stage that writes each file whose digest other stages record.
+_WRITERS = {WEIGHTS: "train", ARTIFACT: "pack"}
 _FACTS = ("name", "recipe", "seed", "differences", "bytes", "train_s", "steps", "state")
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:
     """Return the runs below a folder in order of name; UserError if the folder does not exist."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; runs lie in `runs` by default")
+        raise UserError(_why_none(folder))
     return [_run(path, folder) for path in sorted(_folders(folder))]
+
+
+def _why_none(folder: Path) -> str:
+    if folder.exists():
+        return f"{folder} is a file, not a folder; name the folder that contains the runs"
+    return f"there are no runs: the folder {folder} {missing(folder)}; {NEXT}"
 
 
 def _folders(folder: Path) -> Iterator[Path]:
@@ -58,8 +70,9 @@ def _run(path: Path, root: Path) -> dict[str, Any]:
 
 
 def _facts_of(folder: RunFolder) -> dict[str, Any]:
-    config = config_of(folder)
-    facts = {stage: kept["facts"] for stage, kept in folder.memory["stages"].items()}
+    config, stages = config_of(folder), folder.memory["stages"]
+    # Numbers of former weights or of a former artifact are not those of this run.
+    facts = {name: kept["facts"] for name, kept in stages.items() if _is_present(name, stages)}
     trained, packed = facts.get("train", {}), facts.get("pack", {})
     scores = {
         name.removeprefix("score."): float(kept["bpb"])
@@ -74,8 +87,20 @@ def _facts_of(folder: RunFolder) -> dict[str, Any]:
         "train_s": trained.get("seconds"),
         "steps": trained.get("steps"),
         "scores": scores,
-        "state": _state(config, facts),
+        "state": _state(config, stages.keys(), facts.keys()),
     }
+
+
+def _is_present(name: str, stages: Mapping[str, Any]) -> bool:
+    """Return whether a stage read the weights and the artifact that its run has now."""
+    read = stages[name]["reads"]
+    return all(
+        writer in stages
+        and read[file] == stages[writer]["files"].get(file)
+        and _is_present(writer, stages)
+        for file, writer in _WRITERS.items()
+        if file in read
+    )
 
 
 def _is_apart(name: str) -> bool:
@@ -83,12 +108,15 @@ def _is_apart(name: str) -> bool:
     return name == "seed" or name.startswith("runtime.")
 
 
-def _state(config: Config, facts: dict[str, Any]) -> str:
-    """Return the state of a run: 'scored', or the last stage before the first missing one."""
+def _state(config: Config, made: Set[str], present: Set[str]) -> str:
+    """Return the state of a run: 'scored', the last stage before the first missing one, or what to
+    do again because a stage was `made` with files that are not the `present` ones."""
     done = "begun"
     for stage in stages_of(config):
-        if stage.name not in facts:
+        if stage.name not in made:
             return done
+        if stage.name not in present:
+            return "trained again; pack it" if stage.name == "pack" else "packed again; score it"
         done = stage.name
     return "scored"
 

@@ -20,7 +20,7 @@ from fairway.prove.container import (
     KINDS,
     PROOF,
     Header,
-    check_digest,
+    check_restored,
     coded_file,
     open_coded,
     open_file,
@@ -32,6 +32,8 @@ from fairway.score.sliding import evaluate_frozen
 
 # The number of streams of a long file on a CPU.
 _STREAMS_ON_CPU = 16
+# A file has no documents: its bytes are coded as they are.
+_DOCUMENTS = 0
 # The number of windows that are tested before a long file is coded.
 _TRIALS = 8
 
@@ -86,7 +88,7 @@ def header_of(session: Session, data: bytes, parts: list[IntArray]) -> Header:
         artifact=session.artifact,
         digest=digest_bytes(data),
         bytes=len(data),
-        documents=0,
+        documents=_DOCUMENTS,
         targets=tuple(len(part) for part in parts),
         joined=(True,) * len(parts),
         rows=len(parts),
@@ -112,5 +114,5 @@ def decompress(file: bytes, artifact: Path, tokenizer: Path | None) -> bytes:
     session = session_for(header, artifact, tokenizer)
     packer = Packer(session.language.tokenizer)
     data = packer.unpack(np.concatenate(list(session.decode(header, payload))))
-    check_digest(data, header)
+    check_restored(data, _DOCUMENTS, header)
     return data

@@ -193,6 +193,17 @@ class Decoder:
         meaningless."""
         return self._next > len(self._data) + _STATE_BITS // 8 + SPARE_BYTES
 
+    def is_whole(self, least_bytes: int) -> bool:
+        """Return whether an encoder writes exactly as many bytes for the symbols read, if zeros
+        fill a code up to `least_bytes`.
+
+        It has written one byte for each that the decoder shifted in, and ends them with one more
+        at most. Zeros at the end are left out, except those that SPARE_BYTES does not cover.
+        """
+        written, last = self._next - _STATE_BITS // 8, len(self._data.rstrip(b"\0"))
+        fewest = max(last, written - SPARE_BYTES, least_bytes)
+        return last <= written + 1 and len(self._data) == fewest
+
     def decode(self, counts_V: IntArray, total_bits: int = TOTAL_BITS) -> int:
         """Return the next symbol, given all frequencies; bytes that no encoder wrote give an
         arbitrary symbol."""

@@ -33,7 +33,7 @@ from fairway.model.need import (
     weight_bytes,
 )
 from fairway.prove.coder import Decoder, Encoder
-from fairway.prove.container import Header, padded
+from fairway.prove.container import Header, least_bytes, padded
 from fairway.prove.helping import WithExperts
 from fairway.prove.learning import ChunkSgd, DocumentLora, proven_text
 from fairway.prove.machine import Machine, fingerprint, plan_of, this_machine
@@ -203,15 +203,24 @@ class Session:
         return padded(encoder.finish(), sum(targets)), walked
 
     def decode(self, header: Header, payload: bytes) -> tuple[IntArray, ...]:
-        """Return the streams of a file; UserError if this machine computes other numbers."""
+        """Return the streams of a file.
+
+        Raises UserError if this machine computes other numbers, or if there are bytes that no token
+        needs.
+        """
         if self.fingerprint(header.rows) != header.fingerprint:
             raise UserError(
                 "this machine looks like the one that coded it, but computes other numbers "
                 "(another processor?); decode on the machine that coded it"
             )
-        source = Coded(Decoder(payload))
-        method = method_of(header.method)
-        return self._walk(header.targets, header.rows, method, source, "decoding").ids
+        decoder, method = Decoder(payload), method_of(header.method)
+        walked = self._walk(header.targets, header.rows, method, Coded(decoder), "decoding")
+        if not decoder.is_whole(least_bytes(sum(header.targets))):
+            raise UserError(
+                f"its code of {len(payload):,} bytes does not end where its last token does: it "
+                "was changed, or this machine computes other numbers than the one that coded it"
+            )
+        return walked.ids
 
     def _walk(
         self,

@@ -77,9 +77,14 @@ def uneven(targets: Sequence[int], rows: int) -> bool:
     return rows * max(targets, default=0) > _MOST_DUMMIES * sum(targets) + _FEW_TOKENS
 
 
+def least_bytes(tokens: int) -> int:
+    """Return the fewest coder's bytes for which a header may claim this many tokens."""
+    return -(-tokens // MOST_TOKENS_PER_BYTE)
+
+
 def padded(payload: bytes, tokens: int) -> bytes:
     """Return a coder's bytes, padded so that a header may claim this many tokens."""
-    return payload.ljust(-(-tokens // MOST_TOKENS_PER_BYTE), b"\0")
+    return payload.ljust(least_bytes(tokens), b"\0")
 
 
 def _file(kind: int, body: bytes) -> bytes:
@@ -109,6 +114,16 @@ def open_file(data: bytes) -> tuple[int, bytes]:
     if hashlib.sha256(body).digest() != digest:
         raise UserError("it is damaged or cut short (its digest differs); copy it again")
     return kind, body
+
+
+def restores(file: bytes, digest: str) -> bool:
+    """Return whether a file says that it restores the bytes of this digest; not if it is damaged
+    or was not written by Fairway."""
+    try:
+        kind, body = open_file(file)
+        return digest == (digest_bytes(body) if kind == STORED else open_coded(body)[0].digest)
+    except UserError:
+        return False
 
 
 def open_coded(body: bytes) -> tuple[Header, bytes]:
@@ -151,6 +166,10 @@ def _checked(fields: dict[str, Any], payload_bytes: int) -> Header:
             f"its header claims {rows} rows and {sum(targets)} tokens in {len(targets)} streams "
             f"for {size} bytes; at most {most} rows and 2 tokens a byte can be"
         )
+    if (documents := _whole(fields["documents"], "documents")) > size:
+        raise UserError(
+            f"its header claims {documents:,} documents in {size:,} bytes; none is empty"
+        )
     if sum(targets) > MOST_TOKENS_PER_BYTE * payload_bytes:
         raise UserError(
             f"its header claims {sum(targets)} tokens in {payload_bytes} bytes; a byte can stand "
@@ -168,7 +187,7 @@ def _checked(fields: dict[str, Any], payload_bytes: int) -> Header:
         artifact=_text(fields["artifact"], "the artifact"),
         digest=_text(fields["digest"], "the digest"),
         bytes=size,
-        documents=_whole(fields["documents"], "documents"),
+        documents=documents,
         targets=tuple(targets),
         joined=tuple(joined),
         rows=rows,
@@ -190,10 +209,15 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def check_digest(data: bytes, header: Header) -> None:
-    """Raise UserError unless the restored bytes equal the coded bytes."""
+def check_restored(data: bytes, documents: int, header: Header) -> None:
+    """Raise UserError unless the restored bytes equal the coded bytes, as many documents."""
     if len(data) != header.bytes or digest_bytes(data) != header.digest:
         raise UserError(
             "decoding gave other bytes than were coded: this machine computes differently, though "
             "it looks the same; decode on the machine that coded it"
+        )
+    if documents != header.documents:
+        raise UserError(
+            f"its header claims {header.documents:,} documents, but {documents:,} were restored; "
+            "it was not written by Fairway"
         )

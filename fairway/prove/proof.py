@@ -6,7 +6,7 @@ needs only the artifact and the file, so the model has predicted every counted t
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from fairway.prove.container import (
     KINDS,
     PROOF,
     Header,
-    check_digest,
+    check_restored,
     coded_file,
     open_coded,
     open_file,
@@ -164,14 +164,21 @@ def _account(
     )
 
 
-def restore(file: Path, artifact: Path, tokenizer: Path | None) -> tuple[bytes, dict[str, Any]]:
+def restore(
+    file: Path,
+    artifact: Path,
+    tokenizer: Path | None,
+    read: Callable[[Path], bytes] = read_bytes,
+) -> tuple[bytes, dict[str, Any]]:
     """Return the text of a proof and its header; the digest of the text is checked.
+
+    `read` returns the bytes of the file, since a pipe can be read only once.
 
     Raises UserError, in one sentence that names the file, if the file is damaged or was coded with
     another artifact or on another machine.
     """
     try:
-        kind, body = open_file(read_bytes(file))
+        kind, body = open_file(read(file))
         if kind != PROOF:
             raise UserError(f"it is {KINDS[kind]}; restore it with fairway decompress")
         header, payload = open_coded(body)
@@ -190,5 +197,5 @@ def _restored(session: Session, header: Header, payload: bytes) -> bytes:
     documents = session.language.packer.documents(np.concatenate(parts))
     # Bytes that are no text were never coded, so their digest differs.
     data = written([document.decode(errors="replace") for document in documents])
-    check_digest(data, header)
+    check_restored(data, len(documents), header)
     return data

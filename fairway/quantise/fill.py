@@ -41,7 +41,8 @@ def finest_fitting(
     tried: list[tuple[float, int]] = []
     slack_bytes = max(FIRST_SLACK * limit_bytes, LEAST_SLACK_BYTES)
     margin_bytes = max(FIRST_MARGIN * limit_bytes, LEAST_SLACK_BYTES / 2)
-    while len(tried) < MAX_PACKS and best_size < limit_bytes - slack_bytes:
+    # With a limit below the slack every size is close enough, yet one must be made.
+    while len(tried) < MAX_PACKS and (not best or best_size < limit_bytes - slack_bytes):
         if len(tried) == 1:
             slack_bytes = max(SLACK * limit_bytes, LEAST_SLACK_BYTES)
             margin_bytes = slack_bytes / 2

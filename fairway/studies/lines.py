@@ -5,15 +5,17 @@ The next line replaces an incomplete line at the end of the file.
 """
 
 import json
+import math
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fairway.base.errors import UserError, shown
 from fairway.base.files import canonical_json, digest_bytes, parse_json, read_bytes
+from fairway.config.settings import MOST_SEED
 from fairway.pipeline.facts import Maybe, Named, fault_of
 from fairway.studies.arms import SCORES, is_name
 from fairway.studies.intervals import MOST_PAIRS
@@ -80,8 +82,7 @@ _TEXTS = (
     "torch", "device", "failed", "card",
 )  # fmt: skip
 _KIND = {
-    **dict.fromkeys(("schema", "pair", "seed"), int),
-    "planned": range(1, MOST_PAIRS + 1),
+    **dict.fromkeys(("schema", "pair", "planned", "seed"), int),
     "until": tuple(SCORES),
     "clock": ("steps", "wall"),
     **dict.fromkeys(_TEXTS, str),
@@ -95,6 +96,17 @@ _KIND = {
     "bpb": Named(float),
     "id": str,
 }
+# The least and the most value of each number.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "pair": (0, MOST_PAIRS - 1),
+    "planned": (1, MOST_PAIRS),
+    "seed": (0, MOST_SEED),
+    **dict.fromkeys(("text_bytes", "artifact_bytes"), (1, math.inf)),
+    **dict.fromkeys(("steps", "tokens", "code_bytes", "peak_bytes"), (0, math.inf)),
+    **dict.fromkeys(("train_s", "whole_s"), (0, math.inf)),
+}
+# What a repetition must repeat. No machine takes the same time and memory twice.
+_RESULTS = ("bpb", "steps", "tokens", "text_bytes", "artifact_bytes", "code_bytes")
 
 
 def written(line: Line) -> bytes:
@@ -161,14 +173,8 @@ def _read(text: bytes, where: str) -> Line:
         raise UserError(
             f"{where}: it has schema {str(facts['schema'])[:20]}, this Fairway reads {SCHEMA}"
         )
-    # Lines of before 2026-11-27 have no card.
-    fault = fault_of({"card": "", **facts} if isinstance(facts, dict) else facts, _KIND, "it")
-    if not fault and (unknown := facts.keys() - _KIND.keys()):
-        fault = f"it has '{min(unknown)[:40]}', which no study writes"
-    if not fault and not is_name(facts["arm"]):
-        fault = f"its arm is {shown(facts['arm'])}, which is no name"
-    if fault:
-        raise UserError(f"{where}: {fault}; it is not a line of a study")
+    if fault := _fault(facts):
+        raise UserError(f"{where}: {fault}; no study writes that, so delete the line")
     said = facts.pop("id")
     if said != _id(facts):
         raise UserError(
@@ -178,20 +184,56 @@ def _read(text: bytes, where: str) -> Line:
     return Line(**facts)
 
 
-def once_each(lines: Iterable[Line]) -> tuple[list[Line], int]:
-    """Return every run once, the first of equal ones, and the number of the others.
+def _fault(facts: Any) -> str:
+    """Return what is wrong with the facts of a line, or an empty text."""
+    # Lines of before 2026-11-27 have no card.
+    if fault := fault_of({"card": "", **facts} if isinstance(facts, dict) else facts, _KIND, "it"):
+        return fault
+    if unknown := facts.keys() - _KIND.keys():
+        return f"it has '{min(unknown)[:40]}', which no study writes"
+    if not is_name(facts["arm"]):
+        return f"its arm is {shown(facts['arm'])}, which is no name"
+    for name, (least, most) in _BOUNDS.items():
+        value = facts[name]
+        if value is not None and not least <= value <= most:
+            bound = f"least is {least:,}" if value < least else f"most is {most:,}"
+            return f"its '{name}' is {shown(value)}, but the {bound}"
+    for name, bpb in facts["bpb"].items():
+        if bpb <= 0:
+            return f"its 'bpb' of {shown(name)} is {shown(bpb)}, but a score is above 0"
+    return ""
 
-    If a failed run was repeated with success, the failure is left out.
+
+def once_each(files: Mapping[Path, Iterable[Line]]) -> tuple[list[Line], int]:
+    """Return every run of some tables once, the first of equal ones, and the number of the others.
+
+    If a failed run was repeated with success, the failure is left out. Raises UserError for a run
+    with two different results, since the order of the tables would choose one.
     """
-    seen: dict[tuple[Any, ...], Line] = {}
+    seen: dict[tuple[Any, ...], tuple[Path, Line]] = {}
     count = 0
-    for line in lines:
+    for path, line in ((path, line) for path, lines in files.items() for line in lines):
         count += not line.failed
-        seen.setdefault((*line.identity(), line.failed), line)
-    done = [line for line in seen.values() if not line.failed]
-    made = {(line.arm, line.seed) for line in done}
-    kept = [line for line in seen.values() if not line.failed or (line.arm, line.seed) not in made]
-    return kept, count - len(done)
+        first, known = seen.setdefault((*line.identity(), line.failed), (path, line))
+        _require_equal(known, line, first, path)
+    lines = [line for _, line in seen.values()]
+    made = {(line.arm, line.seed) for line in lines if not line.failed}
+    kept = [line for line in lines if not line.failed or (line.arm, line.seed) not in made]
+    return kept, count - sum(not line.failed for line in lines)
+
+
+def _require_equal(a: Line, b: Line, in_a: Path, in_b: Path) -> None:
+    for name in _RESULTS:
+        values = getattr(a, name), getattr(b, name)
+        if values[0] != values[1]:
+            once = in_a == in_b
+            where = f"{in_a} twice" if once else f"{in_a} and in {in_b}"
+            remedy = "" if once else ", or leave one table out"
+            raise UserError(
+                f"the run of arm '{a.arm}' with seed {a.seed} is in {where}, with different "
+                f"results ({name} {shown(values[0])} and {shown(values[1])}); delete the wrong "
+                f"line{remedy}"
+            )
 
 
 def slowed(lines: Iterable[Line]) -> list[Line]:

@@ -113,7 +113,7 @@ def table_of(study: Study, out: Path) -> Table:
     mine = (configs[BASE], study.until, asked[BASE].train.clock)
     lines = [
         line
-        for line in once_each(read_lines(out / LINES))[0]
+        for line in once_each({out / LINES: read_lines(out / LINES)})[0]
         if (line.base, line.until, line.clock) == mine and configs.get(line.arm) == line.config
     ]
     return Table(lines, study.metric, study.error, study.pairs, keep_hopeless=study.keep_hopeless)
@@ -123,7 +123,8 @@ def merge(paths: Sequence[Path], metric: str | None, error: float) -> tuple[Tabl
     """Return the merged table of several studies with one base, each run once, and remarks.
 
     Runs that do not match the last run of the first table in base, clock and last verb are left
-    out. Raises UserError for a table without matching runs, and for equal names of different arms.
+    out. Raises UserError for a table without matching runs, for equal names of different arms, and
+    for two different results of one run.
     """
     files = {path: existing(path) for path in paths}
     asked = files[paths[0]][-1]
@@ -131,7 +132,7 @@ def merge(paths: Sequence[Path], metric: str | None, error: float) -> tuple[Tabl
     _require_one_each(mine)
     if (count := len({line.arm for kept in mine.values() for line in kept})) > _MOST_ARMS:
         raise UserError(f"{count:,} arms are too many for one table; it takes {_MOST_ARMS}")
-    lines, twice = once_each(line for kept in mine.values() for line in kept)
+    lines, twice = once_each(mine)
     left_out = sum(map(len, files.values())) - sum(map(len, mine.values()))
     metric = _metric(lines, metric, paths[0])
     said = [

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,6 @@ def test_the_verbs(cli, artifact: Path) -> None:  # type: ignore[no-untyped-def]
     )
     assert set(facts["others"]) == {"xz -9e", "brotli -11", "zstd -19", "PPMd, order 16"}
     for line, told in (
-        (f"compress a.txt --artifact {artifact} {FIXED}", "a.txt.fwz exists already"),
-        (f"decompress a.txt.fwz --artifact {artifact}", "a.txt exists already"),
         (f"decompress a.txt --artifact {artifact}", "does not end in .fwz"),
         (f"decompress a.txt --artifact {artifact} --out b", "a.txt: it was not written by"),
         ("decompress a.txt.fwz --artifact nowhere --out b", "nowhere does not exist"),
@@ -100,6 +99,28 @@ def test_the_verbs(cli, artifact: Path) -> None:  # type: ignore[no-untyped-def]
     assert not Path("b").exists()
     code, out, err = cli(f"decompress a.txt.fwz --artifact {artifact} --out b")
     assert (code, Path("b").read_bytes()) == (0, SHORT), err
+
+
+def test_only_a_file_of_the_same_content_is_replaced(cli, artifact: Path) -> None:  # type: ignore[no-untyped-def]
+    """Archives of single bytes are stored, so no model is walked."""
+    Path("a").write_bytes(b"a")
+    code = f"compress a --artifact {artifact} {FIXED}"
+    back = f"decompress a.fwz --artifact {artifact}"
+    for line in (code, code, f"{code} --out b.fwz", f"{code} --out b.fwz", back, f"{back} --out c"):
+        assert cli(line)[0] == 0, line
+    assert cli(f"{back} --out c")[0] == 0 and Path("c").read_bytes() == b"a"
+    kept = Path("a.fwz").read_bytes()
+    Path("a").write_bytes(b"b")
+    for line, name in ((code, "a.fwz"), (f"{code} --out b.fwz", "b.fwz"), (back, "a")):
+        ended, _, err = cli(line)
+        assert ended == 2 and f"{name} exists already, and holds something else; name" in err
+    assert Path("a.fwz").read_bytes() == Path("b.fwz").read_bytes() == kept
+    Path("a.fwz").write_bytes(kept[:-1])
+    assert cli(code)[0] == 2 and Path("a").read_bytes() == b"b"
+    Path("a.fwz").write_bytes(b"")
+    assert cli(code)[0] == 0
+    with piped(Path("b.fwz").read_bytes()) as path:
+        assert cli(f"decompress {path} --artifact {artifact} --out c")[0] == 0
 
 
 def test_streams_come_back(cli, artifact: Path) -> None:  # type: ignore[no-untyped-def]
@@ -130,6 +151,10 @@ def test_prove_by_words(cli, artifact: Path) -> None:  # type: ignore[no-untyped
     assert "9 bytes of text" in out
     code, _, err = cli(f"prove --decode p --artifact {artifact} --out b.txt")
     assert (code, Path("b.txt").read_text()) == (0, "The model"), err
+    assert cli(f"prove --decode p --artifact {artifact} --out b.txt")[0] == 0
+    code, _, err = cli(f"prove --decode p --artifact {artifact} --out a.txt")
+    assert code == 2 and "a.txt exists already, and holds something else" in err
+    assert Path("a.txt").read_text() == "The model predicts a token."
     for line in (
         "prove --out x",
         f"prove {artifact} --out x",
@@ -165,10 +190,16 @@ def test_a_decoding_that_differs_is_never_a_success(
 def test_altered_bytes_with_a_fitting_digest_are_noticed(session: Session, artifact: Path) -> None:
     header, payload = open_coded(open_file(compress(SHORT, session, 8))[1])
     assert isinstance(header, Header) and header.documents == 0
-    for at, told in ((40, "decoding gave other bytes|ends before the tokens"), (-1, "other bytes")):
+    noticed = "decoding gave other bytes|ends before the tokens|does not end where"
+    for at, told in ((40, noticed), (-1, "other bytes|does not end where")):
         spoilt = bytearray(payload)
         spoilt[at] ^= 0x80 if at < 0 else 1  # The last bits of a code may be free.
         with pytest.raises(UserError, match=told):
             decompress(coded_file(1, header, bytes(spoilt)), artifact, None)
+    for more in (bytes(20), b"\1" * 20):
+        with pytest.raises(UserError, match="does not end where its last token does"):
+            decompress(coded_file(1, header, payload + more), artifact, None)
+    with pytest.raises(UserError, match="claims 1 documents, but 0 were restored"):
+        decompress(coded_file(1, replace(header, documents=1), payload), artifact, None)
     with pytest.raises(UserError, match="it is a proof"):
         decompress(coded_file(PROOF, header, payload), artifact, None)

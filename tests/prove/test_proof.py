@@ -177,6 +177,11 @@ def test_another_machine_is_refused(
         ({"targets": (1,)}, "joins 3 of 1"),
         ({"targets": (1, 1, "x")}, "not a whole number"),
         ({"digest": 3}, "not a text"),
+        ({"documents": 0}, "claims 0 documents, but 3 were restored"),
+        ({"documents": 2}, "claims 2 documents, but 3 were restored"),
+        ({"documents": 4}, "claims 4 documents, but 3 were restored"),
+        ({"documents": 10**9}, "claims 1,000,000,000 documents in"),
+        ({"documents": -1}, "-1 for documents, not a whole number"),
     ],
 )
 def test_a_header_that_cannot_be(
@@ -213,6 +218,19 @@ def test_arithmetic_that_cannot_be(
     header, _ = open_coded(open_file(proven[0])[1])
     machine: Machine = dataclasses.replace(header.machine, **fields)
     (tmp_path / "p").write_bytes(changed(proven[0], machine=machine))
+    with pytest.raises(UserError, match=told):
+        restore(tmp_path / "p", artifact, None)
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+@pytest.mark.parametrize("more", [b"\0", b"\1" * 2, b"\1" * 20, bytes(20), bytes(9) + b"\1"])
+def test_bytes_behind_the_code_are_noticed(
+    artifact: Path, tmp_path: Path, streams: int, more: bytes
+) -> None:
+    file = proof(artifact, DOCUMENTS, streams)[0]
+    header, payload = open_coded(open_file(file)[1])
+    (tmp_path / "p").write_bytes(coded_file(PROOF, header, payload + more))
+    told = f"its code of {len(payload) + len(more):,} bytes does not end where its last token does"
     with pytest.raises(UserError, match=told):
         restore(tmp_path / "p", artifact, None)
 
@@ -308,7 +326,7 @@ CLAIMS = [
     # Told by the end of the payload, or by bytes that are not those of the header's digest.
     (
         {"targets": (250, *(1,) * 14), "joined": (True,) * 15, "rows": 15},
-        "ends before|other bytes",
+        "ends before|other bytes|does not end where",
     ),
     ({"targets": (0,) * 100_000, "joined": (True,) * 100_000}, "a stream of no tokens"),
     ({"targets": (10**45,), "joined": (True,), "rows": 1}, "a number of 46 digits"),

@@ -6,7 +6,13 @@ from collections.abc import Callable
 import pytest
 
 from fairway.base.errors import UserError
-from fairway.quantise.fill import FIRST_SLACK, MAX_PACKS, SLACK, finest_fitting
+from fairway.quantise.fill import (
+    FIRST_SLACK,
+    LEAST_SLACK_BYTES,
+    MAX_PACKS,
+    SLACK,
+    finest_fitting,
+)
 
 LEVELS = (1e-7, 1e-2)
 
@@ -75,3 +81,16 @@ def test_steps_that_cannot_be_coarser_are_packed_once() -> None:
     with pytest.raises(UserError, match="take 70,000 bytes"):
         finest_fitting(1000, lambda level: tried.append(level) or 70_000, bytes_at, LEVELS)
     assert tried == [LEVELS[1]]
+
+
+@pytest.mark.parametrize("limit_bytes", [1, 100, LEAST_SLACK_BYTES, LEAST_SLACK_BYTES + 1, 1000])
+def test_a_budget_below_the_slack_is_refused_like_any_other(limit_bytes: int) -> None:
+    tried: list[float] = []
+    with pytest.raises(UserError, match=f"take 70,000 bytes .* the budget of {limit_bytes:,};"):
+        finest_fitting(limit_bytes, lambda level: tried.append(level) or 70_000, bytes_at, LEVELS)
+    assert tried == [LEVELS[1]]
+
+
+@pytest.mark.parametrize(("limit_bytes", "size"), [(1, 1), (100, 7), (256, 256), (300, 300)])
+def test_what_fits_a_tiny_budget_is_kept(limit_bytes: int, size: int) -> None:
+    assert finest_fitting(limit_bytes, lambda level: size, lambda level: size, LEVELS) > 0
