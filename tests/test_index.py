@@ -18,7 +18,7 @@ from fairway.base.files import read_json
 from fairway.base.names import ARTIFACT, WEIGHTS
 from fairway.config.settings import Config
 from fairway.pipeline.folder import RunFolder
-from fairway.pipeline.index import as_csv, runs
+from fairway.pipeline.index import as_csv, present_scores, runs
 from fairway.pipeline.record import differences
 from fairway.pipeline.run import open_run
 from fairway.pipeline.sink import send, sink_named
@@ -106,6 +106,8 @@ def test_a_run_that_is_packed_again_says_so_until_it_is_scored(folder: Path) -> 
     with pipeline.writing():
         pipeline.pack()
     assert shown(folder) == ("packed again; score it", WEIGHTS_ONLY, True)
+    # Sinks get no others either.
+    assert present_scores(RunFolder(folder / "a").memory["stages"]).keys() == WEIGHTS_ONLY
     with pipeline.writing():
         pipeline.score()
     assert shown(folder)[0] == "scored" and shown(folder)[1] > WEIGHTS_ONLY
@@ -185,7 +187,10 @@ class Memory:
 
 def test_a_sink_gets_all_that_was_recorded(smoke_run: Path) -> None:
     sink, results = Memory(), read_json(smoke_run / "results.json")
-    assert send(RunFolder(smoke_run), sink) == results["train"]["steps"] == 12
+    run = RunFolder(smoke_run)
+    scores = present_scores(run.memory["stages"])
+    assert scores == {name: one["bpb"] for name, one in results["stages"].items()}
+    assert send(run, sink, scores) == results["train"]["steps"] == 12
     assert [step for step, told in sink.told.items() if "train/loss" in told] == list(range(12))
     assert sink.told[12]["bpb/ttt"] == results["stages"]["ttt"]["bpb"]
     assert sink.closed

@@ -275,7 +275,7 @@ def runs(
     """List runs with their changed settings, scores, bytes and seconds."""
     from fairway.base.files import write_atomic
     from fairway.pipeline.folder import RunFolder
-    from fairway.pipeline.index import NEXT, as_csv, is_csv
+    from fairway.pipeline.index import NEXT, as_csv, is_csv, present_scores
     from fairway.pipeline.index import runs as runs_of
     from fairway.pipeline.sink import send, sink_named
 
@@ -304,7 +304,8 @@ def runs(
         require_folder(out or Path("logs"))
         for run in (run for run in found if run["steps"]):
             memory = RunFolder.existing(folder / run["path"])
-            send(memory, sink_named(kind, memory, out or Path("logs")))
+            scores = present_scores(memory.memory["stages"])
+            send(memory, sink_named(kind, memory, out or Path("logs")), scores)
         return
     emit(as_json, found, _run_table(found))
 

@@ -74,11 +74,6 @@ def _facts_of(folder: RunFolder) -> dict[str, Any]:
     # Numbers of former weights or of a former artifact are not those of this run.
     facts = {name: kept["facts"] for name, kept in stages.items() if _is_present(name, stages)}
     trained, packed = facts.get("train", {}), facts.get("pack", {})
-    scores = {
-        name.removeprefix("score."): float(kept["bpb"])
-        for name, kept in facts.items()
-        if name.startswith("score.")
-    }
     return {
         "recipe": config.recipe,
         "seed": config.seed,
@@ -86,8 +81,17 @@ def _facts_of(folder: RunFolder) -> dict[str, Any]:
         "bytes": packed.get("bytes"),
         "train_s": trained.get("seconds"),
         "steps": trained.get("steps"),
-        "scores": scores,
+        "scores": present_scores(stages),
         "state": _state(config, stages.keys(), facts.keys()),
+    }
+
+
+def present_scores(stages: Mapping[str, Any]) -> dict[str, float]:
+    """Return the bits per byte of the stages that scored what a run has now, by name."""
+    return {
+        name.removeprefix("score."): float(kept["facts"]["bpb"])
+        for name, kept in stages.items()
+        if name.startswith("score.") and _is_present(name, stages)
     }
 
 

@@ -113,16 +113,11 @@ def require(kinds: Sequence[str]) -> None:
             )
 
 
-def send(run: RunFolder, sink: Sink) -> int:
-    """Send everything that a run recorded to a sink; return the number of steps."""
+def send(run: RunFolder, sink: Sink, scores: dict[str, float]) -> int:
+    """Send the steps that a run recorded and its scores to a sink; return the number of steps."""
     steps = read_steps(run.file(STEPS))
     for record in steps:
         sink.numbers(step_numbers(record), int(record["step"]))
-    scores = {
-        stage: float(kept["facts"]["bpb"])
-        for stage, kept in run.memory["stages"].items()
-        if stage.startswith("score.")
-    }
     sink.numbers(score_numbers(scores), len(steps))
     sink.close()
     return len(steps)
