@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fairway.data.folder import TOKENIZER
+from fairway.data.manifest import TOKENIZER
 from fairway.data.parallel import map_parallel
 from fairway.data.shards import Tokens, write_shard
 from fairway.data.sources import read_documents

@@ -17,7 +17,8 @@ import zstandard
 from fairway.base.files import digest_bytes
 from fairway.data.build import build_data
 from fairway.data.documents import Document, LeftOut
-from fairway.data.folder import MANIFEST, TOKENIZER, VAL_TEXT, DataFolder
+from fairway.data.folder import DataFolder
+from fairway.data.manifest import MANIFEST, TOKENIZER, VAL_TEXT
 from fairway.data.shards import HEADER_BYTES, check_vocabulary, open_shard, write_shard
 from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes, train_tokenizer

@@ -21,19 +21,18 @@ from fairway.base.folders import behind, held, new_folder, refuse_foreign
 from fairway.base.outputs import require_folder
 from fairway.base.units import counted
 from fairway.data.documents import Document, LeftOut, corpus_digest, document_key, told
-from fairway.data.folder import (
+from fairway.data.folder import DataFolder, Validation
+from fairway.data.guard import NEAR_SHARE, Split, check_overlap, split_documents
+from fairway.data.manifest import (
     FORMAT,
     FORMAT_VERSION,
     MANIFEST,
     TOKENIZER,
     VAL_TEXT,
-    DataFolder,
-    Validation,
     is_unfinished,
     tokenizer_record,
     unfinished_record,
 )
-from fairway.data.guard import NEAR_SHARE, Split, check_overlap, split_documents
 from fairway.data.parallel import map_parallel
 from fairway.data.shards import Tokens, write_shard
 from fairway.data.shingles import SHINGLE_CHARS, SHINGLE_WORDS

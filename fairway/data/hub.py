@@ -28,7 +28,7 @@ from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json, write_json
 from fairway.base.folders import behind, held, locked_folder
 from fairway.base.units import megabytes
-from fairway.data.folder import FETCHED, TOKENIZER, UNFINISHED
+from fairway.data.manifest import FETCHED, TOKENIZER, UNFINISHED
 from fairway.data.shards import open_shard
 from fairway.data.tokens import Tokenizer
 
