@@ -146,7 +146,7 @@ DATA = [
         both(WITHOUT_RECORD, rewrite("data/tokenizer.model", lambda data: HOSTILE)),
         "not a usable SentencePiece model",
     ),
-    (both(remove(TRAIN), lambda place: (place / TRAIN).mkdir()), "directory"),
+    (both(remove(TRAIN), lambda place: (place / TRAIN).mkdir()), "it is a folder, not a file"),
 ]
 
 
@@ -233,7 +233,7 @@ CORPORA = [
     (lines('{"text": "a"}', '{"text": '), "lines.jsonl", "lines.jsonl line 2 is not JSON"),
     (lines('{"words": "a"}'), "lines.jsonl", "its fields are 'words'; expected"),
     (nothing, "text.txt --tokenizer empty.txt", "not a usable SentencePiece model"),
-    (nothing, "text.txt --tokenizer nowhere", "cannot read the tokenizer nowhere"),
+    (nothing, "text.txt --tokenizer nowhere", "the tokenizer nowhere does not exist"),
     (nothing, "text.txt --validation text.txt", "overlaps with the validation text"),
     (nothing, "text.txt --validation empty.txt", "no text in the validation documents"),
 ]

@@ -437,7 +437,7 @@ def test_texts_that_are_none(lm: FairwayLM) -> None:
         ({"path": 5}, "the artifact 5 does not exist"),
         ({"tokenizer": "\ud800"}, "tokenizer is '\\ud800'; it must be the name of a file"),
         ({"path": "nowhere"}, "the artifact nowhere does not exist"),
-        ({"tokenizer": "nowhere"}, "cannot read the tokenizer nowhere"),
+        ({"tokenizer": "nowhere"}, "the tokenizer nowhere does not exist"),
     ],
 )
 def test_arguments_that_cannot_be_honoured(

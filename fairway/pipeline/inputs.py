@@ -12,7 +12,7 @@ from typing import Any
 
 from fairway.audit.stage import audited
 from fairway.base.errors import UserError
-from fairway.base.files import digest_file, digest_json
+from fairway.base.files import digest_file
 from fairway.base.names import ARTIFACT, CHECKPOINT, WEIGHTS, trail_file
 from fairway.base.terminal import command
 from fairway.config.settings import Config
@@ -60,7 +60,11 @@ class Inputs:
             stages = self.folder.memory["stages"]
             read = {n: record for n, record in stages.items() if audited(n)}
             return {
-                n: [record["key"], str(self.folder.changed(n)), digest_json(record["facts"])]
+                n: [
+                    record["key"],
+                    str(self.folder.changed(n)),
+                    *map(str, _figures(record["facts"])),
+                ]
                 for n, record in read.items()
             }
         values: dict[str, Callable[[], Any]] = {
@@ -160,6 +164,12 @@ class Inputs:
         others = [name for name in now if record["reads"].get(name) != now[name]]
         what = " and ".join(others) or "code, of another version of Fairway"
         return f"the '{stage}' stage of {path} was made with other {what}; run `{remedy}` first"
+
+
+def _figures(facts: dict[str, Any]) -> list[Any]:
+    """Return the facts that an audit compares; seconds differ whenever a stage runs again."""
+    names = ("bpb", "nats", "nats_per_token", "tokens", "bytes")
+    return [facts[name] for name in names if name in facts]
 
 
 def replayed(config: Config) -> dict[str, Any] | None:
