@@ -24,6 +24,7 @@ from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.initial import initial_digest
 from fairway.pipeline.order import stages_of
 from fairway.pipeline.record import command_of
+from fairway.score.accounts import text_faults
 from fairway.train.saved import what_trains
 from fairway.train.steps import STEPS
 
@@ -56,17 +57,12 @@ class Inputs:
         if name in _WRITTEN_BY:
             return self._digest(name)
         if name == "ledgers":
-            # An edited ledger must be read again, and edited facts must be audited again.
+            # An edited ledger must be read again.
             stages = self.folder.memory["stages"]
-            read = {n: record for n, record in stages.items() if audited(n)}
-            return {
-                n: [
-                    record["key"],
-                    str(self.folder.changed(n)),
-                    *map(str, _figures(record["facts"])),
-                ]
-                for n, record in read.items()
-            }
+            read = {n: record["key"] for n, record in stages.items() if audited(n)}
+            found = {n: [key, str(self.folder.changed(n))] for n, key in read.items()}
+            # So must edited counts; an honest run has none.
+            return {**found, **{fault: [] for fault in self._faults()}}
         values: dict[str, Callable[[], Any]] = {
             # The size of the code at the last packing, until it is packed again.
             "beside": lambda: (self.folder.facts("pack") or {}).get("code_bytes"),
@@ -83,6 +79,12 @@ class Inputs:
             return values[name]()
         # The claimed score has no influence on any stage.
         return {n: v for n, v in to_dict(getattr(config, name)).items() if n != "headline"}
+
+    def _faults(self) -> list[str]:
+        """Return which scores do not count the text of this run."""
+        facts = {n: record["facts"] for n, record in self.folder.memory["stages"].items()}
+        scores = {n: score for n, score in facts.items() if n.startswith("score.")}
+        return list(text_faults(scores, facts["text"])) if "text" in facts else []
 
     def _digest(self, file: str) -> str | None:
         if not self.first:
@@ -164,12 +166,6 @@ class Inputs:
         others = [name for name in now if record["reads"].get(name) != now[name]]
         what = " and ".join(others) or "code, of another version of Fairway"
         return f"the '{stage}' stage of {path} was made with other {what}; run `{remedy}` first"
-
-
-def _figures(facts: dict[str, Any]) -> list[Any]:
-    """Return the facts that an audit compares; seconds differ whenever a stage runs again."""
-    names = ("bpb", "nats", "nats_per_token", "tokens", "bytes")
-    return [facts[name] for name in names if name in facts]
 
 
 def replayed(config: Config) -> dict[str, Any] | None:
