@@ -68,15 +68,16 @@ class Replay(Trial):
             other = bench.changed(text, np.arange(1, len(text)))
         scored(fresh, other)
         self.other_first += 1
-        self._compare(fresh)
-        both = (scored(fresh, text), bench.costs(text))
-        later, first = (charged.by_index(len(text)) for charged in both)
-        with np.errstate(invalid="ignore"):
-            moved = later - first
-        moved = moved[1:][np.isfinite(moved[1:])]
-        spread = np.ptp(self.totals) / max(1, len(text) - 1)
-        if self.wrong or len(moved) < 2:
+        again = self._compare(fresh)
+        if self.wrong:
             return
+        # Both are in the same order, or `_compare` had convicted.
+        with np.errstate(invalid="ignore"):
+            moved = again.nats - bench.costs(text).nats
+        moved = moved[np.isfinite(moved)]
+        if len(moved) < 2:
+            return
+        spread = np.ptp(self.totals) / len(moved)
         mean, error = mean_error(moved)
         if abs(mean) - 5 * error > _FIRST_NATS + 2 * spread:
             self.worst = abs(mean)
@@ -85,13 +86,14 @@ class Replay(Trial):
                 "if the scorer has heard another text first: the first text is favoured"
             )
 
-    def _compare(self, scorer: Scorer) -> None:
+    def _compare(self, scorer: Scorer) -> Costs:
+        """Score the text once more and compare; return its costs."""
         bench = self.bench
         first, second = bench.costs(bench.text), scored(scorer, bench.text)
         self.samples += 1
         if not np.array_equal(first.index, second.index):
             self.convict("the two runs scored in different orders")
-            return
+            return second
         moved = moved_by(first.nats, second.nats)
         self.see(moved, first.index)
         if scorer is bench.scorer:
@@ -100,6 +102,7 @@ class Replay(Trial):
         bench.met(most)
         if most > MOST_NOISE_NATS:
             self._judge(most)
+        return second
 
     def _judge(self, most: float) -> None:
         """Distinguish noise from effects of earlier questions."""
