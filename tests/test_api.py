@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("starlette", reason="needs the extra `serve`")
+
 from shared import forking
 from small_run import small_run
 

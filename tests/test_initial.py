@@ -56,7 +56,7 @@ def test_weights_that_learn_nothing_are_those_of_the_beginning(
     for name, weight in expected.items():
         # The embedding is kept in bfloat16 while it is trained, where the settings say so.
         assert torch.equal(
-            weights[f"raw.{name}"].float(), weight.to(weights[f"raw.{name}"].dtype).float()
+            weights[f"raw.{name}"].float(), weight.cpu().to(weights[f"raw.{name}"].dtype).float()
         )
     facts = RunFolder(folder).facts("train")
     assert facts is not None and facts["init"]["kind"] == kind

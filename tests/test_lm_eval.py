@@ -14,6 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("lm_eval", reason="needs the extra `harness`")
+
 from lm_eval.api.model import CachingLM
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager

@@ -31,7 +31,7 @@ def test_published_effects_are_those_of_the_tables(
 
 
 def test_the_table_has_commands() -> None:
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 11
 
 
 def test_slow_runs_and_seeds_of_one_arm_are_left_out(

@@ -99,6 +99,7 @@ def test_events_of_a_gpu_are_recorded_around_the_work(monkeypatch: pytest.Monkey
 def test_no_gpu_is_started_only_to_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[Callable[[], None]] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(settle))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     settle()
     assert waited == []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

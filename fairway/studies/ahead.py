@@ -31,17 +31,19 @@ def ahead(
     """
     noise = planned(NOISE, study.pairs) if study.noise else 0
     known = measured_sd(table)
+    first = min(table.planned(arm.name) for arm in study.arms)
     scatters = PUBLISHED_SD if known is None else ((known, "as the pairs so far do"),)
     return {
         "runs": study.pairs * (1 + len(study.arms)) + noise,
         "done": len(table.lines),
         "arms": len(study.arms),
         "pairs": study.pairs,
+        "planned": first,
         "run_s": run_s,
         "slots": slots,
         "keeps_pairs": keeps_pairs,
         "effect": effect,
-        "questions": [_question(study, sd, source, effect) for sd, source in scatters],
+        "questions": [_question(study, first, sd, source, effect) for sd, source in scatters],
     }
 
 
@@ -54,9 +56,8 @@ def measured_sd(table: Table) -> float | None:
     return math.sqrt(sum(degrees * variance for degrees, variance in spreads) / weights / 2.0)
 
 
-def _question(study: Study, sd: float, source: str, effect: float) -> list[Any]:
+def _question(study: Study, planned: int, sd: float, source: str, effect: float) -> list[Any]:
     difference_sd = math.sqrt(2.0) * sd
-    seen = None
-    if study.pairs > 1:
-        seen = smallest_seen(difference_sd, study.pairs, study.pairs, study.error)
-    return [sd, source, seen, pairs_needed(effect, difference_sd, study.error)]
+    seen = smallest_seen(difference_sd, study.pairs, planned, study.error)
+    needed = pairs_needed(effect, difference_sd, study.error)
+    return [sd, source, seen if math.isfinite(seen) else None, needed]

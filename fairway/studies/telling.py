@@ -140,10 +140,16 @@ def plan_lines(found: dict[str, Any]) -> list[str]:
             f"about {units.duration(found['run_s'])} a run{at_once}: {units.duration(whole)} in all"
             " at most; what is decided stops before"
         )
+    if found["pairs"] > found["planned"]:
+        lines.append(
+            f"the study planned {found['planned']} pairs when it began; intervals of later pairs"
+            f" are wider. For {found['pairs']} planned pairs begin a study in another folder (--out)"
+        )
     for sd, source, seen, needed in found["questions"]:
         runs = "" if needed is None else f" ({needed * (1 + found['arms']):,} runs)"
         pairs = f"{'more than 1,000' if needed is None else needed} pairs{runs}"
-        shown = "one pair shows nothing" if seen is None else f"these show {seen:.5f} bpb and more"
+        these = "one pair shows" if found["pairs"] == 1 else "these show"
+        shown = f"{these} nothing" if seen is None else f"{these} {seen:.5f} bpb and more"
         lines.append(
             f"if runs scatter by sd {sd:.5f} bpb ({source}): {shown}; {found['effect']:g} needs "
             f"{pairs}"

@@ -175,7 +175,8 @@ def test_short_shards_and_too_many_ranks_are_refused() -> None:
 @contextlib.contextmanager
 def prefetched(loader: ShuffledLoader, device: str = "cpu") -> Iterator[Prefetcher]:
     before = threading.active_count()
-    batches = Prefetcher(loader, torch.device(device))
+    index = torch.cuda.current_device() if device == "cuda" else None
+    batches = Prefetcher(loader, torch.device(device, index))
     try:
         yield batches
     finally:

@@ -6,6 +6,7 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,9 @@ def test_a_vocabulary_below_the_characters_is_refused() -> None:
         train_tokenizer(text(), 262)
 
 
+@pytest.mark.skipif(
+    version("sentencepiece") in ("0.2.1", "0.2.2"), reason="they end the process at such texts"
+)
 def test_the_smallest_and_the_largest_vocabulary_are_tried() -> None:
     # 256 bytes, 4 control tokens, the space and three letters.
     for size in (260, 263):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from shared import forking
 
 from fairway.base.errors import UserError
@@ -214,7 +215,9 @@ def test_arithmetic_that_cannot_be(
     tmp_path: Path,
     fields: dict[str, object],
     told: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     header, _ = open_coded(open_file(proven[0])[1])
     machine: Machine = dataclasses.replace(header.machine, **fields)
     (tmp_path / "p").write_bytes(changed(proven[0], machine=machine))

@@ -1,6 +1,7 @@
 """`fairway ablate`: which runs it makes, what it says of them, and what it refuses."""
 
 import json
+import math
 import random
 import re
 import shlex
@@ -20,6 +21,7 @@ from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.pipeline.folder import locked
 from fairway.studies.arms import study
+from fairway.studies.intervals import smallest_seen
 from fairway.studies.lines import LINES, read_lines
 from fairway.studies.running import Where, _host, keeps_pairs
 
@@ -111,6 +113,14 @@ def test_more_pairs_go_on_with_the_plan_that_was(ablate: Ablate, place: FakePlac
     more = json.loads(ablate(f"{line} --pairs 12").out)["arms"][0]
     assert first["verdict"] == "undecided"
     assert more["planned"] == 3 and more["n"] > 3
+    line = line.replace("--json ", "")
+    told = [ablate(f"{line} --pairs {pairs} --dry-run").out for pairs in (3, 16)]
+    assert "when it began" not in told[0]
+    assert "the study planned 3 pairs when it began" in told[1]
+    assert "For 16 planned pairs begin a study in another folder (--out)" in told[1]
+    shown = [float(re.findall(r"these show ([\d.]+) bpb", text)[0]) for text in told]
+    sd = float(re.findall(r"by sd ([\d.]+)", told[1])[0]) * math.sqrt(2)
+    assert shown[1] == pytest.approx(smallest_seen(sd, 16, 3, 0.05), rel=0.05) != shown[0]
 
 
 def test_failed_runs_are_told_and_counted_and_leave_the_others(
