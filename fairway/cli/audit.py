@@ -11,7 +11,7 @@ from fairway.base.errors import UserError
 from fairway.base.files import opened
 from fairway.base.outputs import require_file
 from fairway.base.terminal import line, put
-from fairway.cli.base import Json, Set, emit
+from fairway.cli.base import UNFINISHED, Json, Set, emit
 from fairway.cli.options import (
     file_option,
     number_option,
@@ -161,6 +161,8 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
     emit(as_json, facts, *tables)
     if not facts["passed"]:
         raise typer.Exit(1)
+    if facts["verdict"] != "valid":
+        raise typer.Exit(UNFINISHED)
 
 
 def _logs(logs: list[Path], as_json: bool, alone: bool) -> None:

@@ -14,6 +14,9 @@ from fairway.cli.options import path_argument, path_option
 from fairway.config.overrides import override
 from fairway.config.settings import Config, RuntimeConfig, TttConfig
 
+# The exit code of work that no mistake ended, but a budget: a study, an audit that decided nothing.
+UNFINISHED = 3
+
 
 def recipe_names(begun: str) -> list[str]:
     """Return the names of Fairway's recipes that begin like a word on the command line."""

@@ -11,7 +11,7 @@ import typer
 from fairway.base import terminal
 from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.outputs import require_file, require_folder
-from fairway.cli.base import Json, Set, emit, recipe_names, say_to
+from fairway.cli.base import UNFINISHED, Json, Set, emit, recipe_names, say_to
 from fairway.cli.options import (
     file_option,
     flag,
@@ -25,8 +25,6 @@ from fairway.cli.options import (
 from fairway.config.settings import MOST_SEED
 
 _SCORES = ("raw", "ema", "quantised", "sliding", "ttt", "mixture")
-# Unfinished work at the end of a budget is no mistake, but the study is not complete.
-UNFINISHED = 3
 _PAGE = "study.html"
 _MOST_S = 30 * 86_400
 

@@ -23,6 +23,7 @@ from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text
 from fairway.score.ttt import require_time
 from fairway.score.windows import usable_targets
+from fairway.train.preflight import visit_numbers
 from fairway.train.steps import Say
 
 
@@ -100,7 +101,7 @@ def _windows(config: Config, tokens: int) -> int:
 def scoring_bytes(config: Config, tokens: int, plan: Plan) -> int:
     """Return the bytes of memory for one pass of scoring on a CPU."""
     score, model, windows = config.score, config.model, _windows(config, tokens)
-    numbers = windows * score.seq_len * (14 * model.dim + 2 * model.mlp_dim)
+    numbers = windows * score.seq_len * visit_numbers(model)
     if plan.attention == "plain":
         # Attention scores and their softmax for all heads, and the mask as numbers.
         heads = (2 * windows + 1) * model.num_heads

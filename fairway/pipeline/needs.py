@@ -20,7 +20,7 @@ from fairway.pipeline.limits import scoring_bytes
 from fairway.quantise.gptq import grid_of
 from fairway.score.baselines import MOST_BYTES, PPMD_PRIME_BYTES, PRIME_BYTES, ppmd_memory
 from fairway.score.experts.ppm import ORDER, table_bytes
-from fairway.train.preflight import kept_numbers, training_bytes
+from fairway.train.preflight import kept_numbers, training_bytes, visit_numbers
 from fairway.train.steps import Say
 
 # The remedy that lowers the need of a stage, by the first word of its name.
@@ -122,7 +122,7 @@ def _packing(config: Config, model: GPT, parameters: int, plan: Plan) -> float:
     numbers = 5 * parameters + sum(side * side for side in sides)
     numbers += 4 * max(sides, default=0) ** 2
     if plan.device == "cpu" and sides:
-        numbers += train.micro_tokens * (14 * config.model.dim + 2 * config.model.mlp_dim)
+        numbers += train.micro_tokens * visit_numbers(config.model)
     return 4.0 * numbers
 
 

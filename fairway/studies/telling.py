@@ -142,8 +142,8 @@ def plan_lines(found: dict[str, Any]) -> list[str]:
         )
     if found["pairs"] > found["planned"]:
         lines.append(
-            f"the study planned {found['planned']} pairs when it began; intervals of later pairs"
-            f" are wider. For {found['pairs']} planned pairs begin a study in another folder (--out)"
+            f"the study planned {found['planned']} pairs when it began; intervals of later pairs "
+            f"are wider. For {found['pairs']} planned pairs begin a study in another folder (--out)"
         )
     for sd, source, seen, needed in found["questions"]:
         runs = "" if needed is None else f" ({needed * (1 + found['arms']):,} runs)"

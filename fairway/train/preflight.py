@@ -9,7 +9,7 @@ import torch
 from fairway.base import units
 from fairway.base.errors import UserError
 from fairway.base.room import Room, host_room
-from fairway.config.settings import Config
+from fairway.config.settings import Config, ModelConfig
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan
 
@@ -80,16 +80,23 @@ def training_bytes(config: Config, parameters: int, plan: Plan) -> int:
     return state_bytes + tokens * kept_numbers(config) * DTYPES[plan.dtype].itemsize
 
 
+def visit_numbers(model: ModelConfig) -> int:
+    """Return how many numbers of a token one visit of a layer keeps, by the plain formulas.
+
+    They are about fourteen tensors of the width and two of the MLP's.
+    """
+    return 14 * model.dim + 2 * model.mlp_dim
+
+
 def kept_numbers(config: Config) -> int:
     """Return how many numbers per token are kept for the backward pass, by the plain formulas.
 
-    These are about fourteen tensors of the width and two of the MLP's per visit, and the logits
-    twice. For 98,304 tokens of the seed system with recurrence that is 40.9 GB; its compiled code
-    used 42.8 GB.
+    These are the numbers of all visits, and the logits twice. For 98,304 tokens of the seed system
+    with recurrence that is 40.9 GB; its compiled code used 42.8 GB.
     """
     model = config.model
     visits = model.num_layers + model.loop_extra * (model.loop_last - model.loop_first + 1)
-    return visits * (14 * model.dim + 2 * model.mlp_dim) + 2 * model.vocab_size
+    return visits * visit_numbers(model) + 2 * model.vocab_size
 
 
 def _device_memory() -> int:

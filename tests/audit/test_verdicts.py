@@ -1,11 +1,13 @@
 """The verdict of all probes, and how a probe's finding becomes its verdict."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from damage import Call
 
 from fairway.audit.scorers.bench import Bench
 from fairway.audit.scorers.flips import CurrentFlip
@@ -19,6 +21,24 @@ def test_the_worst_verdict_counts() -> None:
     assert joined(["valid", "not decidable", "invalid"]) == "invalid"
     assert joined(["valid", "not decidable"]) == "not decidable"
     assert joined([]) == "valid"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "passed", "code"),
+    [("valid", True, 0), ("valid", False, 1), ("invalid", False, 1), ("not decidable", True, 3)],
+)
+def test_the_exit_code_tells_the_verdict(
+    verdict: str,
+    passed: bool,
+    code: int,
+    tmp_path: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = {"passed": passed, "verdict": verdict, "findings": [], "probes": []}
+    monkeypatch.setattr("fairway.cli.audit._program", lambda *_, **__: found)
+    (tmp_path / "ids.json").write_text("[1, 2]")
+    assert call(f"audit --program x --tokens {tmp_path / 'ids.json'}") == (code, "")
 
 
 @pytest.mark.parametrize(
