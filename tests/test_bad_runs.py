@@ -292,6 +292,25 @@ def test_a_full_disk(
     untouched(place, call, line, f"the disk is full ({file}); free some space")
 
 
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EDQUOT, "the disk is full (run/results.json); free some space and run the same"),
+        (errno.EFBIG, "may write (run/results.json); raise the limit (ulimit -f) and run the same"),
+        (errno.EROFS, "Read-only file system (run/results.json); name another place with --out"),
+        (errno.EIO, "Input/output error (run/results.json)"),
+    ],
+)
+def test_other_reasons_not_to_write(
+    place: Place, call: Call, monkeypatch: pytest.MonkeyPatch, number: int, told: str
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    untouched(place, call, "report run", told)
+
+
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "weights.safetensors"])
 def test_a_disk_that_fills_up_during_training(
     place: Place, call: Call, monkeypatch: pytest.MonkeyPatch, name: str
@@ -318,7 +337,7 @@ def test_a_full_disk_while_building_data(
     (place / "other.txt").write_text("".join(reversed(text)))
     monkeypatch.setattr(os, "fsync", full)
     line = "data build text.txt --validation other.txt --vocab-size 300 --out new"
-    untouched(place, call, line, "cannot write the data folder new: No space left")
+    untouched(place, call, line, "cannot write the data folder new: the disk is full; free")
 
 
 def test_a_disk_too_small_for_the_run(

@@ -118,6 +118,18 @@ def unwritten() -> str:
     return f"standard output could not be written: {error.strerror}" if error else ""
 
 
+def why_unwritten(error: OSError) -> tuple[str, str]:
+    """Return why a file could not be written, and the remedy, which may be empty."""
+    again = "and run the same command again"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full", f"; free some space {again}"
+    if error.errno == errno.EFBIG:
+        told = "the file would be larger than this process may write"
+        return told, f"; raise the limit (ulimit -f) {again}"
+    remedy = "; name another place with --out" if error.errno == errno.EROFS else ""
+    return error.strerror or str(error), remedy
+
+
 def end_with_parent() -> None:
     """If this process must end with its parent, interrupt it when the parent has ended in any way.
 

@@ -1,6 +1,5 @@
 """The command line: one verb per stage. Nothing heavy is imported before a verb needs it."""
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from fairway.base.endings import (
     open_missing_streams,
     outlive_readers,
     unwritten,
+    why_unwritten,
 )
 from fairway.base.errors import InterruptedRun, LedgerError, UserError
 from fairway.base.outputs import require_folder
@@ -402,10 +402,8 @@ def _told(text: str) -> str:
 
 def _os_sentence(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}; free some space and run the same command again"
-    remedy = "; name another place with --out" * (error.errno == errno.EROFS)
-    return f"{error.strerror or error}{where}{remedy}"
+    what, remedy = why_unwritten(error)
+    return f"{what}{where}{remedy}"
 
 
 def _memory_sentence(error: RuntimeError) -> str:

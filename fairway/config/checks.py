@@ -205,6 +205,8 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
 
 def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
     for name in names:
+        if "," in name:
+            raise UserError(f"'{name[:60]}' is no {what}; separate names by blanks, not commas")
         if name not in known:
             raise UserError(unknown_name(what, name, known))
 

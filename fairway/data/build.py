@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fairway.base.endings import why_unwritten
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json, write_atomic, write_json
 from fairway.base.folders import behind, held, new_folder, refuse_foreign
@@ -314,4 +315,5 @@ def _folder(out: Path) -> Iterator[Path]:
         with new_folder(out, _is_ours, mark, MANIFEST) as folder:
             yield folder
     except OSError as error:
-        raise UserError(f"cannot write the data folder {out}: {error.strerror or error}") from None
+        told = "".join(why_unwritten(error))
+        raise UserError(f"cannot write the data folder {out}: {told}") from None

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from fairway.base.endings import why_unwritten
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json, write_json
 from fairway.base.folders import behind, held, locked_folder
@@ -250,7 +251,7 @@ def hub_error(
         return UserError(f"'{repo}' is not a repository name; write owner/name")
     offline = isinstance(error, LocalEntryNotFoundError)
     if kind == "dataset" and isinstance(error, OSError) and error.errno and not offline:
-        return UserError(f"cannot store files of {repo}: {error.strerror}")
+        return UserError(f"cannot store files of {repo}: {''.join(why_unwritten(error))}")
     again = "fetch again: what has arrived is kept" if kind == "dataset" else "try again"
     return UserError(
         f"cannot reach the Hub for {repo} ({type(error).__name__}); check the connection, or "

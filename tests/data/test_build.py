@@ -388,7 +388,7 @@ def test_a_full_disk_leaves_the_old_data(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(build, "write_json", full)
-    with pytest.raises(UserError, match=r"cannot write the data folder .*: No space left"):
+    with pytest.raises(UserError, match=r"cannot write the data folder .*: the disk is full; free"):
         build_small(tmp_path / "data", vocab_size=330, replace=True)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert (tmp_path / "data" / "manifest.json").read_bytes() == before
