@@ -267,6 +267,10 @@ def changed(run: Path, tmp_path: Path, **facts: Any) -> list[Path]:
     ("facts", "says"),
     [
         ({"config": {"seed": 43}, "audit": {"passed": False}}, "did not pass its audit"),
+        (
+            {"config": {"seed": 43}, "audit": {"verdict": "not decidable"}},
+            r"other is not decidable; its report .* `fairway audit \S+other --budget 600` gives",
+        ),
         ({"config": {"seed": 42}}, "different seeds"),
         (
             {"config": {"seed": 43}, "pack": {"bytes": 15_999_000}},

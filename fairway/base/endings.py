@@ -115,7 +115,8 @@ def unwritten() -> str:
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     error = raw.error if isinstance(raw, _Patient) else None
-    return f"standard output could not be written: {error.strerror}" if error else ""
+    told = "".join(why_unwritten(error)) if error else ""
+    return f"standard output could not be written: {told}" if error else ""
 
 
 def why_unwritten(error: OSError) -> tuple[str, str]:

@@ -112,7 +112,7 @@ def audit(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Check whether a score is real: of a run, a program, or a log; exit code 1 if invalid."""
+    """Check the score of a run, a program, or a log; exit code 1 if invalid, 3 if undecided."""
     beside = (fresh, text_bytes, tokenizer)
     if program is not None and scorer is not None:
         raise UserError("--program and --scorer both name the scorer to audit; give only one")

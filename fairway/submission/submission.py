@@ -175,6 +175,10 @@ def _require_valid(path: Path, run: Mapping[str, Any]) -> None:
     if audit is None or not audit["passed"]:
         why = "was not audited" if audit is None else "did not pass its audit"
         raise UserError(f"{path} {why}; see the audit in its report")
+    if audit["verdict"] != "valid":
+        longer = command("audit", path, "--budget", "600")
+        why = f"its report says why, and `{longer}` gives it more time"
+        raise UserError(f"the audit of {path} is {audit['verdict']}; {why}")
     claimed = run["stages"][run["headline"]]
     if "published" in str(claimed.get("method", "")):
         raise UserError(
